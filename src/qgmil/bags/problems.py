@@ -1,0 +1,72 @@
+"""What can be wrong with a table of bags: collected first, so that one error (or `qgmil check`) can list it all."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qgmil.bags.readers.base import listing
+from qgmil.errors import ManifestError
+
+SHOWN = 10
+NO_LABEL = frozenset({"", "na", "n/a", "nan", "null"})
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: `kind` for machines, `message` for people, `bag_id` where one bag is to blame."""
+
+    kind: str
+    bag_id: str | None
+    message: str
+
+
+def raise_problems(path: Path, problems: Sequence[Problem]) -> None:
+    """Raise one `ManifestError` that lists the problems, if there are any."""
+    if not problems:
+        return
+    if len(problems) == 1:
+        raise ManifestError(f"{path}: {problems[0].message}")
+    shown = "".join(f"\n  - {p.message}" for p in problems[:SHOWN])
+    more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    raise ManifestError(f"{path}: {len(problems)} problems:{shown}{more}")
+
+
+def missing_column(path: Path, column: str, columns: Sequence[str], option: str) -> ManifestError:
+    """The error for a column that is not there: the closest name, and all there are."""
+    by_lower = {c.lower(): c for c in columns}
+    close = difflib.get_close_matches(column.lower(), by_lower, n=1, cutoff=0.5)
+    guess = f"did you mean {option}={by_lower[close[0]]!r}? " if close else ""
+    return ManifestError(f"{path}: there is no column {column!r}; {guess}the columns are {listing(columns, 40)}")
+
+
+def bad_id(bag_id: str) -> str | None:
+    """Why a text may not name a bag (files are named after bags), or None if it may."""
+    if not bag_id.strip():
+        return "it is blank"
+    if "/" in bag_id or "\\" in bag_id:
+        return "it contains a path separator"
+    if ".." in bag_id or bag_id == ".":
+        return "it contains '..' or is '.'"
+    # Cc: control, Cf: invisible and direction-changing, Zl/Zp: line breaks, Cs: broken text
+    if any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in bag_id):
+        return "it contains control or invisible characters"
+    return None
+
+
+def clean_label(text: str) -> str | None:
+    """The label as written, or None where the cell means that there is none."""
+    text = text.strip()
+    return None if text.lower() in NO_LABEL else text
+
+
+def sorted_labels(labels: Iterable[str | None]) -> tuple[str, ...]:
+    """The different labels in order: by number where all are integers, else by text."""
+    unique = {label for label in labels if label is not None}
+    if all(re.fullmatch(r"[+-]?[0-9]+", label) for label in unique):
+        return tuple(sorted(unique, key=lambda label: (int(label), label)))
+    return tuple(sorted(unique))

@@ -1,0 +1,100 @@
+"""What a user points at (manifest, long table, feature files or a folder of them) as bags, with its problems."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from qgmil.bags.bag import Bag, merge_bags
+from qgmil.bags.manifest import BagRecord, Manifest, records_per_patient, scan_manifest
+from qgmil.bags.problems import Problem, bad_id
+from qgmil.bags.readers import feature_suffixes
+from qgmil.bags.table import looks_like_table, scan_table
+from qgmil.bags.tabular import TABLE_SUFFIXES
+from qgmil.errors import ManifestError
+
+PathLikes = str | PathLike[str] | Sequence[str | PathLike[str]]
+Item = BagRecord | Bag
+
+
+@dataclass(frozen=True)
+class Source:
+    """The bags that can be used, in order, and what is wrong with the others. `path` stands for all in messages."""
+
+    items: tuple[Item, ...]
+    problems: tuple[Problem, ...]
+    path: Path
+
+
+def scan_source(
+    path: PathLikes,
+    *,
+    features: str | None = None,
+    label: str = "label",
+    bag_id: str = "bag_id",
+    patient_id: str | None = "patient_id",
+    labels: bool = True,
+) -> Source:
+    """Read the table, or list the files; no feature file is opened.
+
+    Raises:
+        ManifestError: unreadable, a missing column, or bare files where labels are wanted.
+    """
+    if not isinstance(path, str | PathLike):
+        return _bare([Path(p) for p in path], Path("the given files"), labels)
+    path = Path(path)
+    if path.is_dir():
+        return _bare(_inside(path), path, labels)
+    suffix = path.suffix.lower()
+    if suffix in feature_suffixes() - TABLE_SUFFIXES:
+        return _bare([path], path, labels)
+    if looks_like_table(path, label=label, patient_id=patient_id):
+        name = None if bag_id == "bag_id" else bag_id
+        bags, problems = scan_table(path, label=label, bag_id=name, patient_id=patient_id, require_labels=labels)
+        return Source(tuple(bags), tuple(problems), path)
+    manifest, problems = scan_manifest(
+        path, features=features, label=label, bag_id=bag_id, patient_id=patient_id, require_labels=labels
+    )
+    return Source(manifest.records, tuple(problems), path)
+
+
+def items_per_patient(items: Sequence[Item]) -> tuple[tuple[Item, ...], list[Problem]]:
+    """One item a patient; patients whose bags disagree are left out and returned as problems."""
+    records = [i for i in items if isinstance(i, BagRecord)]
+    if len(records) == len(items):
+        return records_per_patient(records)
+    merged: list[Item] = []
+    problems = []
+    by_group: dict[str, list[Bag]] = {}
+    for bag in items:
+        assert isinstance(bag, Bag)
+        by_group.setdefault(bag.group, []).append(bag)
+    for group, bags in by_group.items():
+        labels = {bag.label: bag.bag_id for bag in reversed(bags)}
+        if reason := bad_id(group):
+            problems.append(Problem("bad-id", group, f"patient {group!r} cannot name a bag, {reason}"))
+        elif len(labels) > 1:
+            has = " but ".join(f"bag {i!r} has {x!r}" for x, i in labels.items())
+            problems.append(Problem("label", group, f"the bags of patient {group!r} disagree: {has}"))
+        else:
+            merged.append(merge_bags(bags, group))
+    return tuple(merged), problems
+
+
+def _bare(files: Iterable[Path], path: Path, labels: bool) -> Source:
+    if labels:
+        raise ManifestError(
+            f"{path}: feature files alone have no labels; give a manifest (CSV or parquet) with the columns "
+            "bag_id, label and features, or ask for no labels (prediction)"
+        )
+    return Source(Manifest.from_files(files).records, (), path)
+
+
+def _inside(folder: Path) -> list[Path]:
+    known = feature_suffixes()
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in known and not f.name.startswith("."))
+    if not files:
+        raise ManifestError(f"{folder}: has no feature files (endings {', '.join(sorted(known))})")
+    return files

@@ -1,0 +1,166 @@
+"""CSV and parquet as rows of text: ids stay what the user wrote ("0012" stays "0012")."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from qgmil.bags.problems import Problem
+from qgmil.bags.readers.base import listing
+from qgmil.errors import ManifestError
+
+SEPARATORS = (",", "\t", ";")
+TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".txt", ".parquet", ".pq"})
+BYTE_ORDER_MARK = "\ufeff"
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table whose cells are text without surrounding blanks.
+
+    Args:
+        path: where it was read.
+        columns: names of the columns; columns without a name (a data frame's index) are left out.
+        rows: line number (first data row of a parquet file: 1) and cells by column.
+        word: "line" or "row", whichever the numbers count.
+        problems: lines with the wrong number of cells, which are not in `rows`.
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: tuple[tuple[int, dict[str, str]], ...]
+    word: str
+    problems: tuple[Problem, ...] = ()
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether the name says parquet."""
+    return path.suffix.lower() in (".parquet", ".pq")
+
+
+def read_text_table(path: Path) -> TextTable:
+    """Read a CSV (comma, semicolon or tab; UTF-8 or UTF-16) or parquet file.
+
+    Raises:
+        ManifestError: missing, not text, no header, or a column twice.
+    """
+    check_table_path(path)
+    return _read_parquet(path) if is_parquet(path) else _read_csv(path)
+
+
+def check_table_path(path: Path) -> None:
+    """Refuse what is no regular file with something in it."""
+    if path.is_dir():
+        raise ManifestError(f"{path}: is a folder; name the table of bags (CSV or parquet) inside it")
+    if not path.exists():
+        raise ManifestError(f"{path}: no such file; name the table of bags (CSV or parquet)")
+    if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
+        raise ManifestError(f"{path}: is a spreadsheet; save it as CSV (UTF-8) or parquet")
+    if not path.is_file() or path.stat().st_size == 0:
+        raise ManifestError(f"{path}: is empty or not a regular file; expected a CSV or parquet table")
+
+
+def read_parquet(path: Path) -> pl.DataFrame:
+    """A parquet file, or a `ManifestError`."""
+    try:
+        return pl.read_parquet(path)
+    except Exception as error:  # polars raises many kinds, its own and the operating system's
+        raise ManifestError(f"{path}: cannot be read as parquet ({type(error).__name__}: {error})") from error
+
+
+def decode(path: Path, raw: bytes) -> str:
+    """The text of a file in UTF-8 or, with its byte-order mark, UTF-16 (what spreadsheets write)."""
+    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise ManifestError(f"{path}: line {line} is not {encoding.upper()}; save the table as UTF-8") from error
+    if "\0" in text:
+        raise ManifestError(f"{path}: is not a text file (it contains zero bytes); expected CSV or parquet")
+    return text.removeprefix(BYTE_ORDER_MARK)
+
+
+def sniff_separator(line: str) -> str:
+    """The separator that cuts a line into most cells; comma where none does."""
+    counts = {s: len(cells_of(line, s)) for s in SEPARATORS}
+    return max(SEPARATORS, key=lambda s: counts[s])
+
+
+def cells_of(line: str, separator: str) -> list[str]:
+    """The cells of one line."""
+    with long_cells():
+        return next(csv.reader([line], delimiter=separator), [])
+
+
+@contextmanager
+def long_cells() -> Iterator[None]:
+    """Lift the csv module's limit on the length of a cell: a bag of many one-cell files has a long one."""
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _read_csv(path: Path) -> TextTable:
+    lines = _parse(path, decode(path, path.read_bytes()))
+    if not lines:
+        raise ManifestError(f"{path}: has no header line")
+    header = [c.strip() for c in lines[0][1]]
+    _check_header(path, header)
+    rows, problems = [], []
+    for number, cells in lines[1:]:
+        if len(cells) != len(header):
+            message = f"line {number} has {len(cells)} cells but the header has {len(header)}; mend that line"
+            problems.append(Problem("table", None, message))
+            continue
+        rows.append((number, {c: v.strip() for c, v in zip(header, cells, strict=True) if c}))
+    return TextTable(path, tuple(c for c in header if c), tuple(rows), "line", tuple(problems))
+
+
+def _parse(path: Path, text: str) -> list[tuple[int, list[str]]]:
+    """Every line that is not blank, with the number it starts at."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=sniff_separator(first), strict=True)
+    lines, number = [], 1
+    with long_cells():
+        try:
+            for cells in reader:
+                if any(c.strip() for c in cells):
+                    lines.append((number, cells))
+                number = reader.line_num + 1
+        except csv.Error as error:
+            raise ManifestError(f"{path}: line {number} cannot be read as CSV ({error}); mend its quotes") from error
+    return lines
+
+
+def _read_parquet(path: Path) -> TextTable:
+    frame = read_parquet(path)
+    _check_header(path, frame.columns)
+    texts = [_as_text(frame[c]) for c in frame.columns]
+    rows = tuple(
+        (i, dict(zip(frame.columns, cells, strict=True))) for i, cells in enumerate(zip(*texts, strict=True), start=1)
+    )
+    return TextTable(path, tuple(frame.columns), rows, "row")
+
+
+def _as_text(column: pl.Series) -> list[str]:
+    if column.dtype.is_float():
+        # A data frame turns whole numbers into fractions as soon as one cell is missing.
+        known = column.fill_nan(None).drop_nulls()
+        if known.is_finite().all() and (known == known.floor()).all():
+            column = column.fill_nan(None).cast(pl.Int64, strict=False)
+    return ["" if v is None else str(v).strip() for v in column.to_list()]
+
+
+def _check_header(path: Path, columns: list[str]) -> None:
+    twice = sorted({c for c in columns if c and columns.count(c) > 1})
+    if twice:
+        raise ManifestError(f"{path}: the column {listing(twice)} is there twice; rename one")

@@ -1,0 +1,35 @@
+"""Shared fixtures: small bags made on the spot, the shared data where it is present."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("default", deadline=None, max_examples=25, derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+VECTORS = Path(__file__).parent / "vectors"
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def shared_data(name: str) -> Path:
+    """The manifest of a shared data set, or a skip that says why."""
+    manifest = SHARED / name / "bags.csv"
+    if not manifest.exists():
+        pytest.skip(f"the shared data set {name} is not beside this checkout")
+    return manifest
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
