@@ -1,0 +1,1 @@
+"""The mathematics: norm, attention, feed-forward and pooling over packed bags."""

@@ -1,0 +1,1 @@
+"""Aggregators: one a file, found by the registry."""

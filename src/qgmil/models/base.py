@@ -1,0 +1,204 @@
+"""The contract that every aggregator keeps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qgmil.bags.bag import Bag, PackedBags
+from qgmil.bags.packing import BagsLike, pack
+from qgmil.errors import BagError, ConfigError
+from qgmil.layers.standardize import Standardize
+from qgmil.models.output import BagOutput
+
+
+@runtime_checkable
+class ClosedForm(Protocol):
+    """An aggregator that is fitted in one go instead of by gradient descent."""
+
+    def fit_closed_form(self, bags: Iterable[Bag], classes: Sequence[str], *, seed: int = 0) -> None:
+        """Fit on labelled bags."""
+
+
+class Aggregator(nn.Module, ABC):
+    """Bags in, one prediction a bag out.
+
+    A subclass implements `forward_packed`; packing, width checks, standardisation and the caller's layout are
+    handled here, once. Built by `qgmil.create_model`, which also records `name` and `options`.
+
+    Args:
+        in_dim: width D of the instance features.
+        num_classes: number of logits C; 1 means one logit with binary cross-entropy.
+
+    Raises:
+        ConfigError: a size below 1.
+    """
+
+    #: Options that are recomputed when one of the named options is given (a preset's value is then dropped).
+    derived_options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    #: False where the original depends on the order of instances (TransMIL).
+    permutation_invariant: ClassVar[bool] = True
+    #: Whether `return_attention=True` can give instance weights. An instance may override it.
+    has_attention: bool = True
+
+    def __init__(self, in_dim: int, num_classes: int) -> None:
+        super().__init__()
+        check_sizes(in_dim=in_dim, num_classes=num_classes)
+        self.in_dim, self.num_classes = in_dim, num_classes
+        self.name: str = type(self).__name__.lower()
+        self.options: dict[str, Any] = {}
+        self.standardize: Standardize | None = None
+
+    @abstractmethod
+    def forward_packed(self, bags: PackedBags, return_attention: bool) -> BagOutput:
+        """The aggregator itself, on packed bags; attention packed ``(T,)`` where it has any and it is asked for."""
+
+    def forward(self, bags: BagsLike, mask: Tensor | None = None, *, return_attention: bool = False) -> BagOutput:
+        """Predict.
+
+        Args:
+            bags: `PackedBags`, a `Bag` or several, ``(N, D)``, ``(B, N, D)`` or a nested jagged tensor.
+            mask: ``(B, N)`` for dense input (bool, int or float; nonzero = valid). Padding is never read.
+            return_attention: also return instance weights, laid out as the input was.
+
+        Raises:
+            BagError: an empty bag, the wrong feature width, or a mask that does not fit.
+        """
+        packed, layout = pack(bags, mask)
+        packed = self.prepare(packed)
+        out = self.forward_packed(packed, return_attention)
+        if out.attention is not None:
+            out.attention = layout.restore(out.attention, packed)
+        return out
+
+    def prepare(self, bags: PackedBags) -> PackedBags:
+        """Check the width, standardise if the model does, and bring the features to the weights' precision."""
+        if bags.features.shape[1] != self.in_dim:
+            raise BagError(
+                f"bag {bags.bag_ids[0]!r} has {bags.features.shape[1]} features an instance but this model was made "
+                f"for {self.in_dim}: use features of the same encoder"
+            )
+        features = bags.features
+        if self.standardize is not None:
+            features = self.standardize(features)
+        return bags.with_features(features.to(next(self.parameters()).dtype))
+
+    def loss(
+        self,
+        output: BagOutput,
+        labels: Tensor,
+        *,
+        class_weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """Mean loss of a batch: cross-entropy, or binary cross-entropy with one logit.
+
+        Args:
+            output: of `forward`.
+            labels: ``(B,)`` class indices; 0 or 1 with one logit.
+            class_weights: ``(C,)`` (two with one logit); the mean is weighted by them.
+            label_smoothing: share of the target spread over all classes.
+        """
+        logits = output.logits.float() if output.logits.dtype in (torch.float16, torch.bfloat16) else output.logits
+        if self.num_classes == 1:  # one logit z is the two logits [0, z]
+            logits = F.pad(logits, (1, 0))
+        weights = None if class_weights is None else class_weights.to(logits)
+        return F.cross_entropy(logits, labels.long(), weight=weights, label_smoothing=label_smoothing)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Everything that `create_model` needs to build this model again."""
+        return {
+            "name": self.name,
+            "in_dim": self.in_dim,
+            "num_classes": self.num_classes,
+            "options": {**self.options, **({"standardize": True} if self.standardize is not None else {})},
+        }
+
+    def num_parameters(self) -> int:
+        """Number of trainable parameters."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    @classmethod
+    def from_released(cls, state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> Self:
+        """Build from a checkpoint of the method's original release.
+
+        Raises:
+            ConfigError: this aggregator has no released checkpoints, or they do not fit.
+        """
+        raise ConfigError(f"{cls.__name__} has no released weights to load")
+
+    def to_released(self) -> dict[str, Tensor]:
+        """The weights under the names of the method's original release.
+
+        Raises:
+            ConfigError: there is no release with this arrangement of weights.
+        """
+        raise ConfigError(f"{type(self).__name__} has no release to export to")
+
+
+def apply_head(head: nn.Module, embedding: Tensor) -> Tensor:
+    """Logits in the head's own precision, also under autocast.
+
+    bfloat16 keeps three decimal digits: logits rounded to it tie, and ties blur rankings and probabilities.
+    """
+    with torch.autocast(embedding.device.type, enabled=False):
+        return head(embedding.to(next(head.parameters()).dtype))
+
+
+def check_sizes(**sizes: Any) -> None:
+    """Options that count something.
+
+    Raises:
+        ConfigError: not a whole number of at least 1, by name.
+    """
+    for name, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def check_rates(**rates: Any) -> None:
+    """Options that are probabilities.
+
+    Raises:
+        ConfigError: not in 0 <= p < 1 (NaN included), by name.
+    """
+    for name, value in rates.items():
+        if not isinstance(value, int | float) or not 0 <= value < 1:
+            raise ConfigError(f"{name} must be at least 0 and less than 1, got {value!r}")
+
+
+def rename_state(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Rename the leading part of each key; the first prefix that fits wins."""
+    renamed = {}
+    for key, value in state.items():
+        for old, new in names.items():
+            if key.startswith(old):
+                key = new + key.removeprefix(old)
+                break
+        renamed[key] = value.detach().clone()
+    return renamed
+
+
+def load_strict(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Load a state dict; missing, unexpected and misshapen weights are one readable error.
+
+    Raises:
+        ConfigError: the weights do not fit the model.
+    """
+    own = model.state_dict()
+    problems = [f"missing {k}" for k in own if k not in state] + [f"unexpected {k}" for k in state if k not in own]
+    problems += [
+        f"{k} is {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
+        raise ConfigError(f"{what} does not fit {type(model).__name__}: {'; '.join(problems[:6])}{more}")
+    model.load_state_dict(state, strict=True)
