@@ -1,0 +1,169 @@
+"""One cell: one split, one seed. Train, calibrate on validation, look at the test bags once, write everything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qgmil.attention.concentration import SHARES, concentration, mean_mass_curve
+from qgmil.bags.dataset import BagDataset
+from qgmil.bags.splits import Split
+from qgmil.evaluation.calibration import calibration_problem, fit_temperature
+from qgmil.evaluation.metrics import evaluate
+from qgmil.files import write_csv, write_json
+from qgmil.models.persistence import save_model
+from qgmil.training.callbacks import EpochHook
+from qgmil.training.config import TrainConfig
+from qgmil.training.fit import FitResult, Interrupted, fit_model
+from qgmil.training.predict import Predictions, predict
+from qgmil.training.runfolder import METRICS, PREDICTIONS, SPLIT, drop_checkpoints
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place in the grid: which split under which seed, and the folder it writes."""
+
+    split: Split
+    fold: int
+    seed: int
+    folder: Path
+
+
+def run_cell(
+    cell: Cell,
+    bags: BagDataset,
+    classes: Sequence[str],
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    on_epoch: EpochHook | None = None,
+) -> dict[str, Any]:
+    """Train and evaluate one cell; returns its metrics, which are also written, last of all.
+
+    Raises:
+        QGMILError: bags or configuration that cannot be trained on.
+        Interrupted: Ctrl-C; the best model so far is saved, and the cell can be resumed.
+    """
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    row = {bag: i for i, bag in enumerate(bags.bag_ids)}
+    parts = {part: bags.subset([row[b] for b in getattr(cell.split, part)]) for part in PARTS}
+    _write_split(cell, bags, row)
+    extra: dict[str, Any] = {"classes": list(classes)}
+    try:
+        fit = fit_model(
+            parts["train"],
+            parts["val"],
+            classes,
+            config,
+            seed=cell.seed,
+            folder=cell.folder,
+            resume=resume,
+            on_epoch=on_epoch,
+        )
+    except Interrupted as stop:
+        if stop.model is not None:
+            save_model(stop.model, cell.folder, **extra, interrupted=True)
+        raise
+    settings: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "device": config.device,
+        "precision": config.precision,
+        "sample": config.eval_sample,
+        "workers": config.workers,
+    }
+    said = {part: predict(fit.model, parts[part], **settings) for part in ("val", "test")}
+    truth = {part: labels_of(parts[part], classes) for part in ("val", "test")}
+    temperature = fit_temperature(said["val"].logits, truth["val"])
+    metrics = _metrics(cell, fit, config, classes, parts, said, truth, temperature)
+    save_model(fit.model, cell.folder, **extra, temperature=temperature)
+    rows = [r for part in ("val", "test") for r in prediction_rows(parts[part], said[part], classes, temperature, part)]
+    write_csv(cell.folder / PREDICTIONS, [{**r, "fold": cell.fold, "seed": cell.seed} for r in rows])
+    write_json(cell.folder / METRICS, metrics)
+    drop_checkpoints(cell.folder)
+    return metrics
+
+
+def _write_split(cell: Cell, bags: BagDataset, row: dict[str, int]) -> None:
+    rows = [
+        {"bag_id": b, "patient_id": bags.groups[row[b]], "label": bags.labels[row[b]], "part": part}
+        for part in PARTS
+        for b in getattr(cell.split, part)
+    ]
+    write_csv(cell.folder / SPLIT, rows)
+
+
+def labels_of(bags: BagDataset, classes: Sequence[str]) -> np.ndarray:
+    """Class indices ``(n,)`` of labelled bags."""
+    index = {c: i for i, c in enumerate(classes)}
+    return np.array([index[str(label)] for label in bags.labels], dtype=np.int64)
+
+
+def _metrics(
+    cell: Cell,
+    fit: FitResult,
+    config: TrainConfig,
+    classes: Sequence[str],
+    parts: dict[str, BagDataset],
+    said: dict[str, Predictions],
+    truth: dict[str, np.ndarray],
+    temperature: float,
+) -> dict[str, Any]:
+    return {
+        "model": config.model,
+        "fold": cell.fold,
+        "split": cell.split.name,
+        "seed": cell.seed,
+        "classes": list(classes),
+        "bags": {part: len(parts[part]) for part in PARTS},
+        "parameters": fit.model.num_parameters(),
+        "epochs": len(fit.history),
+        "best_epoch": fit.best_epoch,
+        "seconds": round(fit.seconds, 2),
+        "temperature": temperature,
+        "calibration_problem": calibration_problem(said["val"].logits, truth["val"]),
+        "test": evaluate(said["test"].probabilities(), truth["test"], classes),
+        "test_calibrated": evaluate(said["test"].probabilities(temperature), truth["test"], classes),
+        "val": evaluate(said["val"].probabilities(), truth["val"], classes),
+        "attention": attention_summary(said["test"]),
+    }
+
+
+def attention_summary(said: Predictions) -> dict[str, Any] | None:
+    """Mean concentration over bags and the mean attention-mass curve; None without attention."""
+    if said.attention is None:
+        return None
+    figures = [concentration(a, b) for a, b in zip(said.attention, said.bag_ids, strict=True)]
+    means = {name: float(np.mean([f[name] for f in figures])) for name in figures[0]}
+    return {**means, "curve": {"share": SHARES.tolist(), "mass": mean_mass_curve(said.attention).tolist()}}
+
+
+def prediction_rows(
+    bags: BagDataset, said: Predictions, classes: Sequence[str], temperature: float, part: str
+) -> list[dict[str, Any]]:
+    """Rows of ``predictions.csv``: probabilities, calibrated and not, and how concentrated the attention is."""
+    plain, calibrated = said.probabilities(), said.probabilities(temperature)
+    rows: list[dict[str, Any]] = []
+    for i, bag_id in enumerate(said.bag_ids):
+        row: dict[str, Any] = {"bag_id": bag_id, "patient_id": bags.groups[i], "label": bags.labels[i], "part": part}
+        row |= probability_columns(plain[i], calibrated[i], classes)
+        row |= {f"logit_{c}": round(float(z), 6) for c, z in zip(classes, said.logits[i], strict=True)}
+        row["instances"] = said.sizes[i]
+        if said.attention is not None:
+            row["attention_top_10pct"] = round(float(concentration(said.attention[i])["top_10pct"]), 6)
+        rows.append(row)
+    return rows
+
+
+def probability_columns(plain: np.ndarray, calibrated: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """The predicted class and a column of probabilities a class, plain and calibrated."""
+    return {
+        "predicted": classes[int(plain.argmax())],
+        **{f"probability_{c}": round(float(p), 8) for c, p in zip(classes, plain, strict=True)},
+        **{f"calibrated_{c}": round(float(p), 8) for c, p in zip(classes, calibrated, strict=True)},
+    }

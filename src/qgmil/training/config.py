@@ -1,0 +1,168 @@
+"""Everything that decides a run. One flat table, for YAML files and command-line flags alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from qgmil.errors import ConfigError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BagsConfig(_Section):
+    """How a table of bags is read."""
+
+    features: str | None = Field(None, description="Manifest column with the feature files. Found by name if absent.")
+    label: str = Field("label", description="Manifest column with the class.")
+    patient: str = Field(
+        "patient_id", description="Manifest column with the patient; none: every bag is a patient of its own."
+    )
+    format: str | None = Field(None, description="Layout of the feature files. Recognised if absent.")
+    dataset: str | None = Field(None, description="Name of the data set inside h5 files. Found if absent.")
+    bag_per: Literal["bag", "patient"] = Field("bag", description="One bag a row, or merge each patient's files.")
+
+    def opening(self) -> dict[str, Any]:
+        """Arguments of `open_bags` that any table of this cohort needs."""
+        return {
+            "features": self.features,
+            "label": self.label,
+            "patient_id": None if self.patient == "none" else self.patient,
+            "format": self.format,
+            "dataset": self.dataset,
+            "bag_per": self.bag_per,
+        }
+
+
+class DataConfig(BagsConfig):
+    """Which bags."""
+
+    skip: tuple[Literal["empty", "unlabelled", "missing"], ...] = Field(
+        (), description="Kinds of bags to leave out (recorded in the run) instead of stopping."
+    )
+
+
+class SplitConfig(_Section):
+    """Who trains, who validates, who tests. Always by patient."""
+
+    folds: int | None = Field(None, ge=2, description="Cross-validation folds. Absent: one hold-out split.")
+    test: float = Field(0.2, gt=0, lt=1, description="Share of the bags to test on (hold-out).")
+    val: float = Field(
+        0.2, gt=0, lt=1, description="Share of the bags to validate on (with folds: of each training part)."
+    )
+    split_column: tuple[str, ...] = Field(
+        (), description="Manifest column(s) with train/val/test or fold numbers, instead of a drawn split."
+    )
+    seed: int = Field(0, ge=0, description="First seed.")
+    seeds: int = Field(1, ge=1, description="How many seeds to train, on the same splits.")
+    resplit: bool = Field(False, description="Draw new splits for every seed (repeated cross-validation).")
+
+
+class ModelConfig(_Section):
+    """Which aggregator."""
+
+    model: str = Field("qgmil", description="Aggregator; `qgmil models` lists them.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="The aggregator's own options, as --options.width 256."
+    )
+    scaling: Literal["standard", "none"] = Field(
+        "standard", description="Standardise features with the training instances' mean and spread."
+    )
+
+
+class FitConfig(_Section):
+    """How to train. The same recipe for every aggregator."""
+
+    epochs: int = Field(40, ge=1, description="Most epochs.")
+    batch_size: int = Field(8, ge=1, description="Bags a step.")
+    lr: float = Field(1e-4, gt=0, description="Peak learning rate (AdamW).")
+    weight_decay: float = Field(1e-2, ge=0, description="Decoupled weight decay; not on norms and biases.")
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps that warm up before the cosine.")
+    clip: float = Field(1.0, ge=0, description="Largest gradient norm; 0 switches clipping off.")
+    class_weights: Literal["none", "balanced"] = Field("none", description="Weight the loss by inverse frequency.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of the bag loss.")
+    sample: int | None = Field(None, ge=1, description="Most instances a bag in training, drawn anew every epoch.")
+    eval_sample: int | None = Field(None, ge=1, description="Most instances a bag in evaluation. Absent: all of them.")
+    monitor: Literal["val_loss", "val_macro_f1", "val_auroc"] = Field(
+        "val_loss", description="Validation metric that chooses the epoch."
+    )
+    patience: int = Field(10, ge=1, description="Epochs without improvement before stopping.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train.")
+    precision: Literal["auto", "32", "bf16", "16"] = Field(
+        "auto", description="Arithmetic. auto: bfloat16 on GPUs that have it, else float32."
+    )
+    workers: int = Field(0, ge=0, description="Processes that read bags. 0: read in this one.")
+    in_memory: Literal["auto", "yes", "no"] = Field("auto", description="Keep bags in memory (auto: under 2 GB).")
+    checkpoint_seconds: float = Field(60.0, ge=0, description="Save for --resume at most this often.")
+
+
+class TrainConfig(DataConfig, SplitConfig, ModelConfig, FitConfig):
+    """The whole configuration of `qgmil train`."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.folds and self.split_column:
+            raise ValueError("folds and split_column exclude each other: the column already decides the split")
+        return self
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any], source: str = "configuration") -> Self:
+        """Validate values.
+
+        Raises:
+            ConfigError: unknown fields or values out of range, each with its name.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise ConfigError(f"{source}: {describe(error, list(cls.model_fields))}") from None
+
+    @classmethod
+    def read(cls, path: str | Path, **overrides: Any) -> Self:
+        """Read a YAML file; overrides win.
+
+        Raises:
+            ConfigError: unreadable, not a table, or invalid values.
+        """
+        return cls.build({**read_yaml(path), **overrides}, str(path))
+
+    def to_yaml(self) -> str:
+        """The configuration as YAML, every field written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file that holds one table.
+
+    Raises:
+        ConfigError: unreadable or something else.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot read the configuration ({error})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a configuration is a table of name: value, not a {type(values).__name__}")
+    return values
+
+
+def describe(error: ValidationError, known: list[str]) -> str:
+    """A validation error in words: field, value, what is allowed."""
+    parts = []
+    for item in error.errors():
+        name = ".".join(str(x) for x in item["loc"])
+        if item["type"] == "extra_forbidden":
+            parts.append(f"there is no option {name!r}; the options are {', '.join(known)}")
+        elif name:
+            parts.append(f"{name} = {item['input']!r}: {item['msg']}")
+        else:
+            parts.append(item["msg"].removeprefix("Value error, "))
+    return "; ".join(parts)

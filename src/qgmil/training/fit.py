@@ -1,0 +1,221 @@
+"""Fit one aggregator on training bags, choosing the epoch on validation bags."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+
+from qgmil.bags.dataset import BagDataset
+from qgmil.errors import BagError, ConfigError, QGMILError
+from qgmil.models.base import Aggregator, ClosedForm
+from qgmil.models.registry import create_model
+from qgmil.training.callbacks import AtomicCheckpointIO, EpochHook, Recorder
+from qgmil.training.config import TrainConfig
+from qgmil.training.device import choose_device, choose_precision
+from qgmil.training.module import MILModule, balanced_weights
+from qgmil.training.sampler import eval_loader, train_loader
+from qgmil.training.scaling import fit_standardizer
+
+
+class Interrupted(QGMILError):
+    """Ctrl-C during training; the best weights so far are in `model`, if an epoch was finished."""
+
+    def __init__(self, model: Aggregator | None) -> None:
+        super().__init__("training was interrupted")
+        self.model = model
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A trained model (evaluation mode, CPU) and how it got there.
+
+    Args:
+        model: with the best epoch's weights.
+        history: one row an epoch.
+        best_epoch: counted from 0; -1 for models that are fitted in one go.
+        seconds: of this process (a resumed run counts only its own part).
+    """
+
+    model: Aggregator
+    history: list[dict[str, Any]]
+    best_epoch: int
+    seconds: float
+
+
+def fit_model(
+    train: BagDataset,
+    val: BagDataset | None,
+    classes: Sequence[str],
+    config: TrainConfig,
+    *,
+    seed: int = 0,
+    folder: Path | None = None,
+    resume: bool = False,
+    on_epoch: EpochHook | None = None,
+) -> FitResult:
+    """Train `config.model`.
+
+    Args:
+        train: training bags, all labelled.
+        val: validation bags, or None to train all epochs and keep the last.
+        classes: class names in the order of the logits.
+        config: model and recipe.
+        seed: initial weights, order, sampling and dropout.
+        folder: where history and checkpoints go; None: nowhere.
+        resume: continue from the folder's checkpoint if there is one. On the same machine the result is the same,
+            bit for bit, as without the interruption.
+        on_epoch: told of each finished epoch.
+
+    Raises:
+        ConfigError: one class only, or a monitor that is undefined on the validation bags.
+        Interrupted: Ctrl-C.
+    """
+    started = time.perf_counter()
+    _check_classes(train, val, classes, config)
+    torch.manual_seed(seed)
+    model = create_model(
+        config.model,
+        in_dim=train.width,
+        num_classes=len(classes),
+        standardize=config.scaling == "standard",
+        **config.options,
+    )
+    if model.standardize is not None:
+        fit_standardizer(model.standardize, train, seed=seed)
+    if isinstance(model, ClosedForm):
+        model.fit_closed_form((train[i] for i in range(len(train))), classes, seed=seed)
+        return FitResult(model.eval(), [], -1, time.perf_counter() - started)
+    recorder = Recorder(folder, config.monitor if val is not None else None, config.checkpoint_seconds, on_epoch)
+    _run(model, recorder, train, val, classes, config, seed, resume)
+    if not recorder.best:
+        raise ConfigError(
+            f"training diverged: {config.monitor} was never a number; lower the learning rate (lr={config.lr})"
+        )
+    model.load_state_dict(recorder.best)
+    seconds = time.perf_counter() - started
+    return FitResult(model.cpu().eval(), recorder.history, recorder.best_epoch, seconds)
+
+
+def _run(
+    model: Aggregator,
+    recorder: Recorder,
+    train: BagDataset,
+    val: BagDataset | None,
+    classes: Sequence[str],
+    config: TrainConfig,
+    seed: int,
+    resume: bool,
+) -> None:
+    device = choose_device(config.device)
+    pin = device == "cuda"
+    batches = train_loader(
+        train,
+        classes,
+        batch_size=config.batch_size,
+        seed=seed,
+        sample=config.sample,
+        workers=config.workers,
+        pin_memory=pin,
+    )
+    weights = None
+    if config.class_weights == "balanced":
+        weights = balanced_weights([classes.index(str(label)) for label in train.labels], len(classes))
+    steps = config.epochs * len(batches)
+    module = MILModule(model, classes, config, seed=seed, total_steps=steps, class_weights=weights)
+    checkpoint = recorder.checkpoint if resume and recorder.checkpoint and recorder.checkpoint.exists() else None
+    trainer = _trainer(recorder, val is not None, device, config)
+    val_batches = None
+    if val is not None:
+        val_batches = eval_loader(
+            val,
+            classes,
+            batch_size=config.batch_size,
+            sample=config.eval_sample,
+            workers=config.workers,
+            pin_memory=pin,
+        )
+    try:
+        with quiet_lightning():
+            trainer.fit(module, batches, val_batches, ckpt_path=None if checkpoint is None else str(checkpoint))
+    except (SystemExit, KeyboardInterrupt):  # Lightning turns the first Ctrl-C into an orderly exit
+        if recorder.best:
+            model.load_state_dict(recorder.best)
+        raise Interrupted(model.cpu().eval() if recorder.best else None) from None
+
+
+def _trainer(recorder: Recorder, validates: bool, device: str, config: TrainConfig) -> pl.Trainer:
+    callbacks: list[pl.Callback] = [recorder]
+    if validates:
+        mode = "min" if config.monitor == "val_loss" else "max"
+        callbacks.insert(0, EarlyStopping(config.monitor, patience=config.patience, mode=mode, check_finite=True))
+    logger: Any = False
+    if recorder.folder is not None and find_spec("tensorboard") is not None:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        logger = TensorBoardLogger(recorder.folder, name="tensorboard", version="")
+    with quiet_lightning():
+        return pl.Trainer(
+            max_epochs=config.epochs,
+            accelerator=device,
+            devices=1,
+            precision=choose_precision(config.precision, device),  # type: ignore[arg-type]
+            gradient_clip_val=config.clip or None,
+            callbacks=callbacks,
+            logger=logger,
+            plugins=[AtomicCheckpointIO()],
+            enable_checkpointing=True,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1_000_000,
+            use_distributed_sampler=False,
+            deterministic="warn" if device == "cuda" else None,
+        )
+
+
+def _check_classes(train: BagDataset, val: BagDataset | None, classes: Sequence[str], config: TrainConfig) -> None:
+    unknown = [(b, y) for b, y in zip(train.bag_ids, train.labels, strict=True) if y not in classes]
+    if unknown:
+        bag, label = unknown[0]
+        raise BagError(f"bag {bag!r} has label {label!r}, which is none of the classes {', '.join(classes)}")
+    present = set(train.labels)
+    if len(classes) < 2 or len(present) < 2:
+        raise ConfigError(
+            f"the training bags have one class only ({', '.join(sorted(map(str, present)))}): "
+            "a classifier needs bags of at least two classes"
+        )
+    if val is not None and config.monitor != "val_loss":
+        missing = sorted(set(classes) - set(map(str, val.labels)))
+        if missing:
+            raise ConfigError(
+                f"{config.monitor} is undefined on the validation bags: none is {' or '.join(map(repr, missing))}; "
+                "use --monitor val_loss or a larger --val"
+            )
+
+
+@contextlib.contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Without Lightning's notices about devices, loaders and loggers."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [log.level for log in loggers]
+    for log in loggers:
+        log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            yield
+    finally:
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)

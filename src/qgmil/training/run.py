@@ -1,0 +1,233 @@
+"""A whole run: bags, splits, every cell, and the summary over cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import polars as pl
+
+from qgmil.bags.dataset import BagDataset, open_bags
+from qgmil.bags.manifest import BagRecord
+from qgmil.bags.splits import Split, from_column, holdout, kfold
+from qgmil.errors import ConfigError, MetricError
+from qgmil.evaluation.bootstrap import Interval, bootstrap_interval
+from qgmil.evaluation.summary import FoldPredictions, pool, pool_folds, summarise
+from qgmil.files import write_csv, write_json
+from qgmil.models.registry import find_entry
+from qgmil.training.cell import Cell, run_cell
+from qgmil.training.config import TrainConfig
+from qgmil.training.runfolder import (
+    METRICS,
+    PREDICTIONS,
+    check_same_manifest,
+    create_run,
+    is_finished,
+    read_metrics,
+    read_run,
+)
+
+INTERVALS = ("macro_f1", "balanced_accuracy", "auroc", "ece", "brier", "nll")
+IN_MEMORY_BYTES = 2 * 1024**3
+
+
+class Progress(Protocol):
+    """Told how a run goes on; the command line draws it."""
+
+    def start(self, cells: int, done: int) -> None:
+        """The run has that many cells, of which some are already done."""
+
+    def epoch(self, cell: str, done: int, most: int, scores: dict[str, float | None]) -> None:
+        """A cell finished an epoch."""
+
+    def cell(self, metrics: dict[str, Any]) -> None:
+        """A cell is finished."""
+
+
+class Silent:
+    """Progress that says nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exit_: object) -> None: ...
+
+    def start(self, cells: int, done: int) -> None: ...
+
+    def epoch(self, cell: str, done: int, most: int, scores: dict[str, float | None]) -> None: ...
+
+    def cell(self, metrics: dict[str, Any]) -> None: ...
+
+
+def train_run(manifest: str | Path, output: str | Path, config: TrainConfig, progress: Progress | None = None) -> Path:
+    """Train on a manifest into a new run folder.
+
+    Args:
+        manifest: table of bags, or long table of instances.
+        output: a folder that does not exist yet.
+        config: everything else.
+        progress: told how it goes.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        QGMILError: bags, splits or options that cannot be trained on; the run folder is made only after they are
+            checked.
+        Interrupted: Ctrl-C; continue with `resume_run`.
+    """
+    manifest, output = Path(manifest), Path(output)
+    find_entry(config.model)
+    bags, cells = _plan(manifest, output, config)
+    create_run(output, config, manifest)
+    return _run_cells(output, bags, cells, config, progress or Silent(), resume=False)
+
+
+def resume_run(folder: str | Path, progress: Progress | None = None) -> Path:
+    """Continue an interrupted run: finished cells stay, an unfinished one continues at its last checkpoint.
+
+    Raises:
+        RunError: not a run folder, or its manifest is gone or has changed.
+    """
+    folder = Path(folder)
+    config, manifest = read_run(folder)
+    check_same_manifest(folder, manifest)
+    bags, cells = _plan(manifest, folder, config)
+    return _run_cells(folder, bags, cells, config, progress or Silent(), resume=True)
+
+
+def open_training_bags(manifest: Path, config: TrainConfig) -> BagDataset:
+    """The labelled bags of a manifest, kept in memory where the configuration says so."""
+    bags = open_bags(manifest, **config.opening(), skip=config.skip)
+    keep = config.in_memory == "yes" or (config.in_memory == "auto" and bags.bytes_on_disk() <= IN_MEMORY_BYTES)
+    return bags.in_memory() if keep else bags
+
+
+def make_splits(bags: BagDataset, config: TrainConfig, seed: int) -> list[Split]:
+    """The splits of one seed, by patient, from the manifest's column or drawn."""
+    known = (bags.bag_ids, bags.labels, bags.groups)
+    if config.split_column:
+        records = [item for item in bags.items if isinstance(item, BagRecord)]
+        if len(records) < len(bags):
+            raise ConfigError("split_column needs a manifest; a long table of instances has no columns for splits")
+        return list(from_column(records, config.split_column, val=config.val, seed=seed))
+    if config.folds:
+        return list(kfold(*known, k=config.folds, val=config.val, seed=seed))
+    return [holdout(*known, val=config.val, test=config.test, seed=seed)]
+
+
+def _plan(manifest: Path, output: Path, config: TrainConfig) -> tuple[BagDataset, list[Cell]]:
+    bags = open_training_bags(manifest, config)
+    if len(bags.classes) < 2:
+        raise ConfigError(f"{manifest}: one class only ({', '.join(bags.classes)}): a classifier needs at least two")
+    cells = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        splits = make_splits(bags, config, seed if config.resplit else config.seed)
+        for fold, split in enumerate(splits):
+            cells.append(Cell(split, fold, seed, output / "cells" / f"fold{fold}_seed{seed}"))
+    if len(cells) == 1:
+        cells = [Cell(cells[0].split, 0, config.seed, output)]
+    return bags, cells
+
+
+def _run_cells(
+    folder: Path, bags: BagDataset, cells: list[Cell], config: TrainConfig, progress: Progress, resume: bool
+) -> Path:
+    done = [c for c in cells if resume and is_finished(c.folder)]
+    progress.start(len(cells), len(done))
+    for cell in cells:
+        if cell in done:
+            continue
+
+        def on_epoch(n: int, most: int, scores: dict[str, float | None], cell: Cell = cell) -> None:
+            progress.epoch(cell.folder.name, n, most, scores)
+
+        metrics = run_cell(cell, bags, bags.classes, config, resume=resume, on_epoch=on_epoch)
+        progress.cell(metrics)
+    if len(cells) > 1:
+        _summarise(folder, bags, cells)
+    return folder
+
+
+def _summarise(folder: Path, bags: BagDataset, cells: list[Cell]) -> None:
+    found = [read_metrics(c.folder) for c in cells]
+    tables = [pl.read_csv(c.folder / PREDICTIONS, infer_schema=False) for c in cells]
+    tests = [t.filter(pl.col("part") == "test") for t in tables]
+    write_csv(folder / PREDICTIONS, pl.concat(tests, how="vertical").to_dicts())
+    grid = {"fold", "seed"}
+    place = [{k: m[k] for k in grid} for m in found]
+    attention = [
+        {**p, **{k: v for k, v in m["attention"].items() if k != "curve"}}
+        for p, m in zip(place, found, strict=True)
+        if m["attention"] is not None
+    ]
+    result = {
+        "model": found[0]["model"],
+        "classes": found[0]["classes"],
+        "cells": [c.folder.name for c in cells],
+        "parameters": found[0]["parameters"],
+        "seconds": round(sum(m["seconds"] for m in found), 1),
+        "skipped": [list(s) for s in bags.skipped],
+        "summary": summarise({**m["test"], **p} for m, p in zip(found, place, strict=True)),
+        "summary_calibrated": summarise({**m["test_calibrated"], **p} for m, p in zip(found, place, strict=True)),
+        "attention": summarise(attention) if attention else None,
+        "attention_curve": _mean_curve(found),
+        **_pooled(tests, found[0]["classes"]),
+    }
+    write_json(folder / METRICS, result)
+
+
+def _mean_curve(found: list[dict[str, Any]]) -> dict[str, Any] | None:
+    curves = [m["attention"]["curve"] for m in found if m["attention"] is not None]
+    if not curves:
+        return None
+    return {"share": curves[0]["share"], "mass": np.mean([c["mass"] for c in curves], axis=0).tolist()}
+
+
+def _pooled(tests: list[pl.DataFrame], classes: Sequence[str]) -> dict[str, Any]:
+    """Metrics of the pooled out-of-fold predictions, plain and calibrated, with bootstrap intervals over patients."""
+    result: dict[str, Any] = {}
+    for name, column in (("pooled", "probability"), ("pooled_calibrated", "calibrated")):
+        parts = [_fold_predictions(t, classes, column) for t in tests]
+        try:
+            result[name] = pool(parts, classes)
+            seeds = pool_folds(parts)
+        except MetricError as error:  # hold-outs drawn anew, or folds that overlap: nothing to pool
+            return {"pooled": None, "pooled_calibrated": None, "intervals": None, "not_pooled": str(error)}
+        patients = dict(
+            zip(
+                pl.concat([t["bag_id"] for t in tests]).to_list(),
+                pl.concat([t["patient_id"] for t in tests]).to_list(),
+                strict=True,
+            )
+        )
+        whole = next(iter(seeds.values()))
+        groups = [patients[b] for b in whole.bag_ids]
+        if len(set(groups)) > 1:
+            found = [bootstrap_interval(p.probabilities, p.labels, groups, classes, INTERVALS) for p in seeds.values()]
+            result[name.replace("pooled", "intervals")] = {k: _typical([f[k] for f in found]) for k in INTERVALS}
+    return result
+
+
+def _typical(intervals: Sequence[Interval]) -> dict[str, float | int | None]:
+    """The interval of a typical seed: the mean of the seeds' limits."""
+    lows, highs = [i.low for i in intervals if i.low is not None], [i.high for i in intervals if i.high is not None]
+    return {
+        "low": float(np.mean(lows)) if lows else None,
+        "high": float(np.mean(highs)) if highs else None,
+        "n_defined": min(i.n_defined for i in intervals),
+    }
+
+
+def _fold_predictions(table: pl.DataFrame, classes: Sequence[str], column: str) -> FoldPredictions:
+    probabilities = table.select(pl.col(f"{column}_{c}").cast(pl.Float64) for c in classes).to_numpy()
+    index = {c: i for i, c in enumerate(classes)}
+    return FoldPredictions(
+        seed=int(table["seed"][0]),
+        fold=int(table["fold"][0]),
+        bag_ids=table["bag_id"].to_list(),
+        probabilities=probabilities,
+        labels=[index[y] for y in table["label"]],
+    )

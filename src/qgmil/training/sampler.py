@@ -1,0 +1,109 @@
+"""Order and sampling of training bags: a function of (seed, epoch) alone, so that resuming repeats nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from qgmil.bags.bag import Bag, PackedBags
+from qgmil.bags.dataset import BagDataset, collate, sample_instances
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Shuffled ``(epoch, index)`` pairs.
+
+    The epoch travels with the index to the loader's worker processes, where instance sampling needs it; Lightning
+    calls `set_epoch` before each epoch.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
+        for index in torch.randperm(self.length, generator=generator).tolist():
+            yield self.epoch, index
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The seed of one epoch of one run."""
+    return (seed * 1_000_003 + epoch * 7_919 + 17) % 2**63
+
+
+class _Sampled(Dataset[Bag]):
+    """Bags by ``(epoch, index)``, with at most `k` instances."""
+
+    def __init__(self, bags: BagDataset, k: int | None, seed: int) -> None:
+        self.bags, self.k, self.seed = bags, k, seed
+
+    def __len__(self) -> int:
+        return len(self.bags)
+
+    def __getitem__(self, key: tuple[int, int]) -> Bag:
+        epoch, index = key
+        bag = self.bags[index]
+        return bag if self.k is None else sample_instances(bag, self.k, seed=self.seed, epoch=epoch)
+
+
+class _Collate:
+    """Picklable collation by packing."""
+
+    def __init__(self, class_index: dict[str, int] | None) -> None:
+        self.class_index = class_index
+
+    def __call__(self, bags: Sequence[Bag]) -> PackedBags:
+        return collate(bags, self.class_index)
+
+
+def train_loader(
+    bags: BagDataset,
+    classes: Sequence[str],
+    *,
+    batch_size: int,
+    seed: int,
+    sample: int | None = None,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[Bag]:
+    """Shuffled, packed training batches."""
+    return DataLoader(
+        _Sampled(bags, sample, seed),
+        batch_size=batch_size,
+        sampler=EpochSampler(len(bags), seed),
+        collate_fn=_Collate({c: i for i, c in enumerate(classes)}),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        generator=torch.Generator(),  # the loader's own draws must not shift the model's dropout
+        pin_memory=pin_memory,
+    )
+
+
+def eval_loader(
+    bags: BagDataset,
+    classes: Sequence[str] | None,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    sample: int | None = None,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[Bag]:
+    """Packed batches in order; all instances unless `sample` says otherwise (always the same ones)."""
+    return DataLoader(
+        _Sampled(bags, sample, seed),
+        batch_size=batch_size,
+        sampler=[(0, i) for i in range(len(bags))],
+        collate_fn=_Collate(None if classes is None else {c: i for i, c in enumerate(classes)}),
+        num_workers=workers,
+        generator=torch.Generator(),
+        pin_memory=pin_memory,
+    )
