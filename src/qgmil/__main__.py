@@ -1,0 +1,5 @@
+"""``python -m qgmil``."""
+
+from qgmil.cli import main
+
+main()

@@ -1,0 +1,58 @@
+"""The command line: one thin file a verb, imported only when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App
+
+from qgmil import __version__
+from qgmil.errors import QGMILError
+
+app = App(
+    name="qgmil",
+    version=__version__,
+    help=(
+        "Train, compare and look into multiple instance learning aggregators on bags of features.\n\n"
+        "Start with your own table of bags (columns bag_id, label, features and, if you have it, patient_id):\n\n"
+        "  qgmil check bags.csv\n"
+        "  qgmil train bags.csv --folds 5 -o runs/first\n"
+        "  qgmil predict runs/first new_bags.csv -o predictions.csv"
+    ),
+    help_format="plaintext",
+)
+for _verb, _help in {
+    "check": "Read every bag once; say what is there and everything that is wrong.",
+    "train": "Train an aggregator with an honest split; hold-out, folds, seeds; resumable.",
+    "evaluate": "Metrics of a run on bags that its models have not seen.",
+    "predict": "Predictions of a run for a manifest or bare feature files.",
+    "compare": "One table of several runs.",
+    "models": "The aggregators and their options.",
+    "demo": "QG-MIL and gated ABMIL on real breast-cancer histology, in about two minutes.",
+}.items():
+    _entry = "app" if _verb in ("train", "evaluate") else _verb
+    app.command(f"qgmil.cli.{_verb}:{_entry}", name=_verb, help=_help)
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; errors that users can cause are one line on standard error, not a traceback."""
+    code = 0
+    try:
+        result = app(arguments, result_action="return_value")
+        code = result if isinstance(result, int) else 0
+    except QGMILError as error:
+        if type(error).__name__ == "Interrupted":
+            code = INTERRUPTED
+        else:
+            print(f"qgmil: {error}", file=sys.stderr)
+            code = 1
+    except KeyboardInterrupt:
+        print("qgmil: interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of our output (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)

@@ -1,0 +1,22 @@
+"""``qgmil compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def compare(runs: Annotated[list[Path], Parameter(negative=())], /) -> None:
+    """Put finished runs side by side: macro F1, AUROC, calibration, attention, size, time.
+
+    Parameters
+    ----------
+    runs
+        Run folders. Compare only runs on the same manifest and splits.
+    """
+    from qgmil.cli.output import console
+    from qgmil.report.tables import comparison_table
+
+    console.print(comparison_table(runs))

@@ -1,0 +1,122 @@
+"""What the terminal shows: progress and results."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from qgmil.report.page import write_report
+from qgmil.report.tables import comparison_table, number
+from qgmil.training.runfolder import read_metrics
+
+console = Console(highlight=False)
+messages = Console(stderr=True, highlight=False)
+
+
+class Once(logging.Handler):
+    """Shows each message of the library once, however many models say it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.shown: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message that was not there yet."""
+        text = record.getMessage()
+        if text not in self.shown:
+            self.shown.add(text)
+            messages.print(text, markup=False)
+
+
+class RichProgress:
+    """Bars for cells and epochs on a terminal; one line a cell elsewhere."""
+
+    def __init__(self) -> None:
+        self.live = messages.is_terminal
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=messages,
+            transient=True,
+            disable=not self.live,
+        )
+        self.cells, self.done = 0, 0
+        self.once = Once()
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        logger = logging.getLogger("qgmil")
+        logger.addHandler(self.once)
+        logger.setLevel(logging.INFO)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.bars.stop()
+        logging.getLogger("qgmil").removeHandler(self.once)
+
+    def start(self, cells: int, done: int) -> None:
+        """The run has that many cells, of which some are already done."""
+        self.cells, self.done = cells, done
+        self.all = self.bars.add_task("models", total=cells, completed=done, note="")
+        self.one = self.bars.add_task("epochs", total=None, note="")
+        if done:
+            messages.print(f"{done} of {cells} models are already trained")
+
+    def epoch(self, cell: str, done: int, most: int, scores: dict[str, float | None]) -> None:
+        """A cell finished an epoch."""
+        note = "  ".join(
+            f"{k} {v:.3f}" for k, v in scores.items() if v is not None and k in ("val_loss", "val_macro_f1")
+        )
+        self.bars.update(self.one, description=f"epochs of {cell}", total=most, completed=done, note=note)
+
+    def cell(self, metrics: dict[str, Any]) -> None:
+        """A cell is finished."""
+        self.done += 1
+        self.bars.update(self.all, completed=self.done)
+        self.bars.reset(self.one)
+        if not self.live:
+            test = metrics["test"]
+            messages.print(
+                f"[{self.done}/{self.cells}] fold {metrics['fold']} seed {metrics['seed']}: "
+                f"macro F1 {number(test['macro_f1'])}, AUROC {number(test['auroc'])}, "
+                f"{metrics['epochs']} epochs in {metrics['seconds']:.1f} s"
+            )
+
+
+class Counter:
+    """A bar that counts bags, on a terminal only."""
+
+    def __init__(self, what: str, total: int) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bars = Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal)
+        self.task = self.bars.add_task(what, total=total)
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.bars.stop()
+
+    def __call__(self, done: int) -> None:
+        self.bars.update(self.task, completed=done)
+
+
+def finish_run(folder: Path, *, quiet: bool = False) -> None:
+    """Write the run's page and figures, and print its table."""
+    write_report(folder)
+    if not quiet:
+        console.print(comparison_table([folder]))
+        skipped = read_metrics(folder).get("skipped") or []
+        if skipped:
+            messages.print(f"{len(skipped)} bags were skipped as asked; they are listed in {folder / 'metrics.json'}")
+        messages.print(f"run folder: {folder}   page: {folder / 'report.html'}", soft_wrap=True)

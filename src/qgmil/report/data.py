@@ -1,0 +1,121 @@
+"""Finished runs, read back for tables and pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from qgmil.errors import RunError
+from qgmil.training.config import TrainConfig
+from qgmil.training.runfolder import METRICS, PREDICTIONS, cell_folders, read_metrics, read_run
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure over cells or seeds. `undefined` counts those where it has no value."""
+
+    mean: float | None
+    sd: float | None = None
+    undefined: int = 0
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Configuration and metrics of a finished run, of one cell or many."""
+
+    folder: Path
+    config: TrainConfig
+    metrics: dict[str, Any]
+
+    @property
+    def many(self) -> bool:
+        """Whether the run has several cells."""
+        return "summary" in self.metrics
+
+    @property
+    def cells(self) -> int:
+        """Number of trained models."""
+        return len(self.metrics["cells"]) if self.many else 1
+
+    @property
+    def model(self) -> str:
+        """Name of the aggregator, with the options that were given."""
+        options = ", ".join(f"{k}={v}" for k, v in self.config.options.items())
+        return self.config.model + (f" ({options})" if options else "")
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in the order of the columns."""
+        return self.metrics["classes"]
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters of one model."""
+        return self.metrics["parameters"]
+
+    @property
+    def seconds(self) -> float:
+        """Training time of all cells."""
+        return self.metrics["seconds"]
+
+    def score(self, name: str, *, calibrated: bool = False) -> Score:
+        """A test metric over cells."""
+        if not self.many:
+            return Score(self.metrics["test_calibrated" if calibrated else "test"].get(name))
+        return _score(self.metrics["summary_calibrated" if calibrated else "summary"]["metrics"].get(name))
+
+    def pooled(self, name: str, *, calibrated: bool = False) -> Score | None:
+        """A metric of the pooled out-of-fold predictions over seeds; None where nothing could be pooled."""
+        pooled = self.metrics.get("pooled_calibrated" if calibrated else "pooled")
+        return None if not pooled else _score(pooled["metrics"].get(name))
+
+    def interval(self, name: str, *, calibrated: bool = False) -> tuple[float, float] | None:
+        """95 % bootstrap interval of a pooled metric over patients."""
+        found = (self.metrics.get("intervals_calibrated" if calibrated else "intervals") or {}).get(name)
+        return None if not found or found["low"] is None else (found["low"], found["high"])
+
+    def attention(self, name: str) -> Score | None:
+        """A concentration figure of the test bags; None where the aggregator has no attention."""
+        attention = self.metrics["attention"]
+        if attention is None:
+            return None
+        return _score(attention["metrics"].get(name)) if self.many else Score(attention[name])
+
+    @property
+    def mass_curve(self) -> dict[str, Any] | None:
+        """``{"share": [...], "mass": [...]}`` of the test bags."""
+        attention = self.metrics["attention"]
+        return self.metrics["attention_curve"] if self.many else attention and attention["curve"]
+
+    def predictions(self, *, calibrated: bool = False) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
+        """Test predictions: the table, probabilities ``(n, C)`` and class indices ``(n,)``, all seeds together."""
+        table = pl.read_csv(self.folder / PREDICTIONS, infer_schema=False).filter(pl.col("part") == "test")
+        column = "calibrated" if calibrated else "probability"
+        probabilities = table.select(pl.col(f"{column}_{c}").cast(pl.Float64) for c in self.classes).to_numpy()
+        index = {c: i for i, c in enumerate(self.classes)}
+        return table, probabilities, np.array([index[y] for y in table["label"]])
+
+
+def _score(entry: dict[str, Any] | None) -> Score:
+    if entry is None:
+        return Score(None)
+    return Score(entry["mean"], entry["sd"], entry["n_undefined"])
+
+
+def load_result(folder: str | Path) -> RunResult:
+    """Read a finished run.
+
+    Raises:
+        RunError: not a run folder, or one that has not finished (with how much of it is there).
+    """
+    folder = Path(folder)
+    config, _ = read_run(folder)
+    if not (folder / METRICS).is_file():
+        cells = cell_folders(folder)
+        done = sum((c / METRICS).is_file() for c in cells)
+        raise RunError(f"{folder} has not finished ({done} models are trained): continue it with --resume {folder}")
+    return RunResult(folder, config, read_metrics(folder))
