@@ -12,9 +12,8 @@ from qgmil.models.output import BagOutput
 from qgmil.models.registry import register_model
 
 
-@register_model("mean", "mean of embedded instances, then a linear head")
-class MeanPool(Aggregator):
-    """``h = Dropout(ReLU(W x))``, ``z = mean h``, ``logits = W_c z``.
+class _Embedded(Aggregator):
+    """What both share: ``h = Dropout(ReLU(W x))`` and a linear head.
 
     Args:
         width: size of the instance embedding.
@@ -30,14 +29,24 @@ class MeanPool(Aggregator):
         self.embed = nn.Sequential(nn.Linear(in_dim, width), nn.ReLU(), nn.Dropout(dropout))
         self.head = nn.Linear(width, num_classes)
 
+
+@register_model("mean", "mean of embedded instances, then a linear head")
+class MeanPool(_Embedded):
+    """``z = mean h``, ``logits = W_c z`` with ``h = Dropout(ReLU(W x))``.
+
+    Args:
+        width: size of the instance embedding.
+        dropout: on the instance embedding.
+    """
+
     def forward_packed(self, bags: PackedBags, return_attention: bool) -> BagOutput:
         embedding = segment_mean(self.embed(bags.features), bags.sizes)
         return BagOutput(apply_head(self.head, embedding), embedding)
 
 
 @register_model("max", "maximum over instance logits")
-class MaxPool(Aggregator):
-    """``h = Dropout(ReLU(W x))``, ``logits_c = max_i (W_c h_i)_c``.
+class MaxPool(_Embedded):
+    """``logits_c = max_i (W_c h_i)_c`` with ``h = Dropout(ReLU(W x))``.
 
     The embedding is that of the instance with the highest logit of any class. `auxiliary["instance_logits"]`
     is packed ``(T, C)``.
@@ -46,15 +55,6 @@ class MaxPool(Aggregator):
         width: size of the instance embedding.
         dropout: on the instance embedding.
     """
-
-    has_attention = False
-
-    def __init__(self, in_dim: int, num_classes: int, *, width: int = 512, dropout: float = 0.25) -> None:
-        super().__init__(in_dim, num_classes)
-        check_sizes(width=width)
-        check_rates(dropout=dropout)
-        self.embed = nn.Sequential(nn.Linear(in_dim, width), nn.ReLU(), nn.Dropout(dropout))
-        self.head = nn.Linear(width, num_classes)
 
     def forward_packed(self, bags: PackedBags, return_attention: bool) -> BagOutput:
         h = self.embed(bags.features)

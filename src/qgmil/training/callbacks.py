@@ -82,7 +82,7 @@ class Recorder(Checkpoint):
         assert isinstance(pl_module, MILModule)
         epoch, scores = trainer.current_epoch, pl_module.scores
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        self.history.append({"epoch": epoch, **scores, "lr": rate})
+        self.history.append({"epoch": epoch, "train_loss": scores["train_loss"], **scores, "lr": rate})
         value = scores.get(self.monitor) if self.monitor else None
         if self.monitor is None or (value is not None and math.isfinite(value) and self._is_better(value)):
             self.best_epoch, self.best_value = epoch, float("nan") if value is None else value

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -65,45 +66,36 @@ class _Collate:
 
 
 def train_loader(
-    bags: BagDataset,
-    classes: Sequence[str],
-    *,
-    batch_size: int,
-    seed: int,
-    sample: int | None = None,
-    workers: int = 0,
-    pin_memory: bool = False,
+    bags: BagDataset, classes: Sequence[str], *, seed: int, sample: int | None = None, **loading: Any
 ) -> DataLoader[Bag]:
-    """Shuffled, packed training batches."""
-    return DataLoader(
-        _Sampled(bags, sample, seed),
-        batch_size=batch_size,
-        sampler=EpochSampler(len(bags), seed),
-        collate_fn=_Collate({c: i for i, c in enumerate(classes)}),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        generator=torch.Generator(),  # the loader's own draws must not shift the model's dropout
-        pin_memory=pin_memory,
-    )
+    """Shuffled, packed training batches; `loading` is batch_size, workers and pin_memory."""
+    return _loader(_Sampled(bags, sample, seed), EpochSampler(len(bags), seed), classes, **loading)
 
 
 def eval_loader(
-    bags: BagDataset,
+    bags: BagDataset, classes: Sequence[str] | None, *, seed: int = 0, sample: int | None = None, **loading: Any
+) -> DataLoader[Bag]:
+    """Packed batches in order; all instances unless `sample` says otherwise (always the same ones)."""
+    in_order = [(0, i) for i in range(len(bags))]
+    return _loader(_Sampled(bags, sample, seed), in_order, classes, **loading)
+
+
+def _loader(
+    bags: _Sampled,
+    order: Iterable[tuple[int, int]],
     classes: Sequence[str] | None,
     *,
     batch_size: int,
-    seed: int = 0,
-    sample: int | None = None,
     workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader[Bag]:
-    """Packed batches in order; all instances unless `sample` says otherwise (always the same ones)."""
     return DataLoader(
-        _Sampled(bags, sample, seed),
+        bags,
         batch_size=batch_size,
-        sampler=[(0, i) for i in range(len(bags))],
+        sampler=order,
         collate_fn=_Collate(None if classes is None else {c: i for i, c in enumerate(classes)}),
         num_workers=workers,
-        generator=torch.Generator(),
+        persistent_workers=workers > 0,
+        generator=torch.Generator(),  # the loader's own draws must not shift the model's dropout
         pin_memory=pin_memory,
     )

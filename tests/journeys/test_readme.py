@@ -1,0 +1,133 @@
+"""The commands and the Python of the README and the guide do what they say."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import qgmil
+from cohort import make_cohort
+from qgmil.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Makes a documented training command quick; it is typed otherwise as documented.
+QUICK = ["--epochs", "1", "--options.width", "16", "-q"]
+
+
+def blocks(name: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(), re.S)
+
+
+def commands(name: str) -> list[str]:
+    """Documented qgmil commands, comments removed."""
+    lines = [line.split("  #")[0].strip() for block in blocks(name, "bash") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("qgmil ")]
+
+
+@pytest.fixture
+def cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as the README's reader has it: bags.csv with splits, another cohort, new slides."""
+    make_cohort(tmp_path)
+    text = (tmp_path / "bags.csv").read_text().splitlines()
+    part = {"P00": "test", "P01": "test", "P02": "val", "P03": "val"}
+    rows = [f"{text[0]},split", *(f"{line},{part.get(line.split(',')[1], 'train')}" for line in text[1:])]
+    (tmp_path / "bags.csv").write_text("\n".join(rows) + "\n")
+    make_cohort(tmp_path / "other", patients=6, seed=3)
+    other = (tmp_path / "other" / "bags.csv").read_text().replace("features/", "other/features/")
+    (tmp_path / "other_cohort.csv").write_text(other.replace(",P0", ",Q0").replace("\np0", "\nq0"))
+    (tmp_path / "new_slides").mkdir()
+    with h5py.File(tmp_path / "new_slides" / "a.h5", "w") as file:
+        file["features"] = np.zeros((5, 12), dtype=np.float16)
+    (tmp_path / "recipe.yaml").write_text("batch_size: 4\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def type_in(line: str) -> int:
+    arguments = shlex.split(line)[1:]
+    if arguments[0] == "train" and "--resume" not in arguments:
+        arguments += QUICK
+    if arguments[0] == "train" and "-o" not in arguments:
+        arguments += ["-o", f"runs/{abs(hash(line))}"]
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    return int(stop.value.code or 0)
+
+
+def test_the_readme_in_order(cohort: Path) -> None:
+    """Commands as documented, one after the other; three seeds are one here."""
+    typed = commands("README.md")
+    assert len(typed) >= 6 and typed[0] == "qgmil check bags.csv"
+    for line in typed:
+        line = line.replace("--seeds 3", "--seeds 1").replace("--folds 5", "--folds 2")
+        assert type_in(line) == 0, line
+    assert (cohort / "predictions.csv").read_text().count("\n") == 2
+    assert (cohort / "runs" / "qgmil" / "report.html").is_file()
+
+
+def test_the_guide(cohort: Path) -> None:
+    typed = [c for c in commands("docs/guide.md") if c.startswith("qgmil train bags.csv")]
+    assert len(typed) >= 5
+    for line in typed:
+        line = (
+            line.replace("--seeds 3", "--seeds 1").replace("--folds 5", "--folds 2").replace("--lr 3e-4", "--lr 1e-3")
+        )
+        assert type_in(line) == 0, line
+
+
+def test_the_python_of_the_readme() -> None:
+    rng = np.random.default_rng(0)
+    fit, loop = blocks("README.md", "python")
+    names: dict[str, object] = {
+        "bags": [rng.normal(i % 2, 1, (6, 8)).astype(np.float32) for i in range(20)],
+        "y": [i % 2 for i in range(20)],
+        "patients": list(range(20)),
+        "new_bags": [np.zeros((3, 8), np.float32)],
+    }
+    exec(fit.replace('model="qgmil"', 'model="qgmil", epochs=1'), names)
+    assert np.asarray(names["probabilities"]).shape == (1, 2)
+    names = {"features": torch.randn(2, 5, 1024), "mask": torch.ones(2, 5), "labels": torch.tensor([0, 1])}
+    exec(loop, names)
+    loss = names["loss"]
+    assert isinstance(loss, torch.Tensor) and torch.isfinite(loss)
+
+
+def test_the_python_of_the_guide(cohort: Path) -> None:
+    assert type_in("qgmil train bags.csv -o runs/first") == 0
+    use, define = blocks("docs/guide.md", "python")
+    names: dict[str, object] = {}
+    exec(use, names)
+    assert len(names["maps"]) == 1  # type: ignore[arg-type]
+    header = (
+        "import torch\nfrom torch import nn\nfrom qgmil.bags.bag import PackedBags\n"
+        "from qgmil.models.base import Aggregator, apply_head\nfrom qgmil.models.output import BagOutput\n"
+        "from qgmil.models.registry import register_model\n"
+    )
+    exec(header + define, {})
+    from qgmil.models import registry
+
+    try:
+        out = qgmil.create_model("median", in_dim=4, num_classes=3)(torch.randn(2, 5, 4))
+        assert out.logits.shape == (2, 3)
+    finally:
+        registry._ENTRIES.pop("median")
+
+
+def test_the_tree_of_the_readme_is_the_tree() -> None:
+    tree = (ROOT / "README.md").read_text().split("```\nsrc/qgmil/")[1].split("```")[0]
+    named = set(re.findall(r"^  (\w+)/ ", tree, re.M))
+    rooms = {p.name for p in (ROOT / "src" / "qgmil").iterdir() if p.is_dir() and p.name != "__pycache__"}
+    assert named == rooms
+
+
+def test_make_knows_the_documented_targets() -> None:
+    for target in ("demo", "test", "lint"):
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
