@@ -94,6 +94,16 @@ def test_history_has_a_row_an_epoch_on_disk(bags: BagDataset, tmp_path: Path) ->
     assert len(lines) == 1 + len(result.history) == 4
 
 
+def test_tensorboard_gets_what_the_csv_gets(bags: BagDataset, tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard")
+    train, val = halves(bags)
+    result = fit_model(train, val, CLASSES, TrainConfig.build({**SMALL, "epochs": 2}), folder=tmp_path)
+    log = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    log.Reload()
+    for name in ("train_loss", "val_loss", "val_macro_f1", "lr"):
+        assert [e.value for e in log.Scalars(name)] == pytest.approx([row[name] for row in result.history])
+
+
 def test_warmup_and_cosine_values() -> None:
     factors = [warmup_cosine(s, 4, 20) for s in range(21)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])

@@ -83,6 +83,10 @@ class Recorder(Checkpoint):
         epoch, scores = trainer.current_epoch, pl_module.scores
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.history.append({"epoch": epoch, "train_loss": scores["train_loss"], **scores, "lr": rate})
+        for logger in trainer.loggers:  # TensorBoard where it is installed; the CSV is written in any case
+            logger.log_metrics(
+                {k: v for k, v in self.history[-1].items() if k != "epoch" and v is not None}, step=epoch
+            )
         value = scores.get(self.monitor) if self.monitor else None
         if self.monitor is None or (value is not None and math.isfinite(value) and self._is_better(value)):
             self.best_epoch, self.best_value = epoch, float("nan") if value is None else value

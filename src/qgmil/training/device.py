@@ -31,8 +31,8 @@ def choose_device(name: str) -> str:
 def choose_precision(name: str, device: str) -> str:
     """Lightning's name for "auto", "32", "bf16" or "16".
 
-    auto is bfloat16 autocast where the hardware computes in it (GPUs since Ampere, CPUs with AMX or AVX512-BF16) and
-    float32 elsewhere. Weights, norms, softmax and heads stay in float32 either way.
+    auto is bfloat16 autocast where the hardware computes in it (GPUs since Ampere, CPUs with AMX or AVX512-BF16;
+    benchmarks/step.py) and float32 elsewhere. Weights, norms, softmax and heads stay in float32 either way.
     """
     if name == "auto":
         name = "bf16" if _fast_bfloat16(device) else "32"

@@ -89,7 +89,7 @@ class MILModule(pl.LightningModule):
             found = evaluate(apply_temperature(expand_binary(logits), 1.0), labels, self.classes)
         self.scores.update({f"val_{name}": found.get(name) for name in ("macro_f1", "auroc", "balanced_accuracy")})
         value = self.scores[self.config.monitor]
-        self.log(self.config.monitor, math.nan if value is None else value, batch_size=len(labels))
+        self.log(self.config.monitor, math.nan if value is None else value, batch_size=len(labels), logger=False)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
