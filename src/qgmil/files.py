@@ -36,6 +36,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file that `write_csv` wrote, as text."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as CSV atomically. The columns are the keys of all rows in order of appearance; None is blank."""
     columns = list(dict.fromkeys(key for row in rows for key in row))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from qgmil.bags.check import check_bags
-from qgmil.bags.dataset import open_bags
-from qgmil.bags.manifest import Manifest
-from qgmil.errors import ManifestError
+from qgmil.bags.dataset import BagDataset, open_bags
+from qgmil.bags.manifest import BagRecord, Manifest
+from qgmil.bags.readers import MissingFileError, read_bag_file
+from qgmil.errors import ManifestError, ReadError
 
 CLIMBING = (
     "../../etc/passwd",
@@ -79,3 +82,51 @@ def test_many_duplicates_give_a_short_message(tmp_path: Path) -> None:
     with pytest.raises(ManifestError) as caught:
         open_bags(tmp_path / "bags.csv")
     assert len(str(caught.value)) < 2000 and "'a' is there 5000 times (lines 2, 4, " in str(caught.value)
+
+
+def test_file_cells_that_no_file_system_takes(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((2, 2), np.float32))
+    (tmp_path / "bags.csv").write_text(f"bag_id,label,features\na,x,a.npy\nb,y,{'c' * 5000}.npy\n")
+    with pytest.raises(MissingFileError, match=r"bag 'b': .*no such file, the name is too long") as caught:
+        open_bags(tmp_path / "bags.csv")
+    assert len(str(caught.value)) < 1000
+    data = open_bags(tmp_path / "bags.csv", skip={"missing"})
+    assert data.bag_ids == ("a",) and data.bytes_on_disk() > 0
+    report = check_bags(tmp_path / "bags.csv")
+    assert ("missing", "b") in [(p.kind, p.bag_id) for p in report.problems]
+    pl.DataFrame({"bag_id": ["a"], "label": ["x"], "features": ["a\0.npy"]}).write_parquet(tmp_path / "z.parquet")
+    with pytest.raises(ReadError, match=r"bag 'a': .*a path cannot contain a zero byte"):
+        open_bags(tmp_path / "z.parquet", width=2)[0]
+    record = BagRecord("l", None, None, (tmp_path / ("c" * 5000),))
+    assert BagDataset([record]).bytes_on_disk() == 0
+
+
+def test_a_name_too_long_for_a_lock_is_no_error(tmp_path: Path) -> None:
+    name = "n" * 250 + ".npy"
+    np.save(tmp_path / name, np.ones((2, 2), np.float32))
+    assert read_bag_file(tmp_path / name).features.shape == (2, 2)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 300 + ".csv", "a\0b.csv", "a\0b"])
+def test_table_names_that_no_file_system_takes(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ManifestError, match=r"File name too long|zero byte"):
+        open_bags(tmp_path / name)
+    with pytest.raises(ManifestError, match=r"File name too long|zero byte"):
+        Manifest.read(tmp_path / name)
+
+
+@pytest.mark.parametrize("method", ["stat", "read_bytes", "open"])
+def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    (tmp_path / "bags.csv").write_text("bag_id,label,features\na,x,a.npy\n")
+    (tmp_path / "table.csv").write_text("1,a,2,3\n")
+
+    def refuse(*args: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, method, refuse)  # the tests may run as root, who may read everything
+    for name in ("bags.csv", "table.csv"):
+        with pytest.raises(ManifestError, match=rf"{name}: cannot be opened \(Permission denied\); check"):
+            open_bags(tmp_path / name)
+    if method == "stat":
+        with pytest.raises(ReadError, match=r"a\.npy: cannot be opened \(Permission denied\); check"):
+            read_bag_file(tmp_path / "a.npy")

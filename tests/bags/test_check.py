@@ -111,7 +111,7 @@ def test_a_table_that_cannot_be_read_raises(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"gone\.csv"):
         check_bags(tmp_path / "gone.csv")
     (tmp_path / "m.csv").write_text("bag,label,features\na,1,x.h5\n")
-    with pytest.raises(ManifestError, match="no column 'bag_id'; did you mean bag_id='bag'"):
+    with pytest.raises(ManifestError, match="no column 'bag_id'; did you mean --id bag "):
         check_bags(tmp_path / "m.csv")
 
 

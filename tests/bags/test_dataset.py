@@ -71,6 +71,29 @@ def test_workers_give_the_same_bags(folder: Path) -> None:
     assert batches[0].sizes == (2, 3, 4)
 
 
+def kept(bags: list[Bag]) -> int:
+    info = torch.utils.data.get_worker_info()
+    assert info is not None and len(bags) == 1
+    return len(info.dataset._cache or ())
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_keep_nothing_of_what_they_read(folder: Path, context: str) -> None:
+    data = open_bags(folder / "bags.csv", in_memory=True)
+    loader = torch.utils.data.DataLoader(
+        data, num_workers=1, collate_fn=kept, persistent_workers=True, multiprocessing_context=context
+    )
+    assert [list(loader), list(loader)] == [[0] * 4] * 2
+
+
+def test_a_copy_keeps_only_what_is_in_memory_anyway(folder: Path) -> None:
+    copy = pickle.loads(pickle.dumps(open_bags(folder / "bags.csv", in_memory=True)))  # noqa: S301
+    assert copy[1] is not copy[1]
+    bags = BagDataset.from_bags([Bag(torch.ones(2, 3), bag_id="x")]).in_memory()
+    copy = pickle.loads(pickle.dumps(bags))  # noqa: S301
+    assert copy[0] is copy[0] and copy._cache == {"x": copy[0]}
+
+
 @pytest.mark.parametrize(("bad", "said"), [(np.nan, "nan"), (np.inf, "inf")])
 def test_numbers_that_are_none_name_bag_and_file(folder: Path, bad: float, said: str) -> None:
     values = np.zeros((3, 6), np.float32)
@@ -145,6 +168,47 @@ def test_what_is_skipped_is_recorded(folder: Path) -> None:
     (folder / "e.csv").write_text("bag_id,label,features\ne,0,none.npy\n")
     with pytest.raises(ManifestError, match="no bags are left, all 1 were skipped"):
         open_bags(folder / "e.csv", skip=["empty"])
+
+
+def test_a_blank_file_cell_is_a_missing_file(folder: Path) -> None:
+    text = "bag_id,label,features,resnet\na,1,s0.npy,s0.npy\nb,0,s1.npy,\nc,0,s2.npy,s2.npy\n"
+    (folder / "m.csv").write_text(text)
+    with pytest.raises(
+        ManifestError, match=r"line 3: bag 'b' names no feature file; name it, or --skip missing \(skip="
+    ):
+        open_bags(folder / "m.csv", features="resnet", skip={"empty"})
+    data = open_bags(folder / "m.csv", features="resnet", skip={"missing"})
+    assert data.bag_ids == ("a", "c") and data.skipped == (("b", "missing: it names no feature file"),)
+    (folder / "m.csv").write_text(text + "c,0,s2.npy,s2.npy\n")
+    with pytest.raises(ManifestError, match="'c' is there 2 times"):
+        open_bags(folder / "m.csv", features="resnet", skip={"missing"})
+    (folder / "m.csv").write_text("bag_id,label,features\na,1,\n")
+    with pytest.raises(ManifestError, match="no bags are left, all 1 were skipped"):
+        open_bags(folder / "m.csv", skip={"missing"})
+
+
+def test_a_named_column_of_files_makes_a_manifest_of_any_table(folder: Path) -> None:
+    (folder / "m.csv").write_text("bag,label,age,size,grade,slide_file\na,1,50,3,2,s0.npy\nb,0,60,4,1,s1.npy\n")
+    data = open_bags(folder / "m.csv", bag_id="bag", features="slide_file")
+    assert [len(b) for b in data] == [2, 3]
+    with pytest.raises(ManifestError, match="no column 'files'"):
+        open_bags(folder / "m.csv", bag_id="bag", features="files")
+
+
+def test_a_long_table_may_call_its_bags_anything(folder: Path) -> None:
+    (folder / "t.csv").write_text("label,smear,f1,f2\n1,a,5,6\n0,b,6,7\n")
+    assert open_bags(folder / "t.csv", bag_id="smear")[1].features.tolist() == [[6.0, 7.0]]
+
+
+def test_prediction_needs_neither_labels_nor_patients(folder: Path) -> None:
+    (folder / "m.csv").write_text("bag_id,case_id,features\na,p,s0.npy\n")
+    (folder / "t.csv").write_text("bag,f1,f2\na,5,6\n")
+    for name in ("m.csv", "t.csv"):
+        for patient in ("patient_id", "patient", None):
+            data = open_bags(folder / name, label="grade", patient_id=patient, labels=False)
+            assert (data.labels, data.groups, len(data)) == ((None,), ("a",), 1)
+        with pytest.raises(ManifestError, match="no column 'grade'"):
+            open_bags(folder / name, label="grade")
 
 
 def test_empty_bags_are_found_without_reading_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

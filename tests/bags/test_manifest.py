@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import polars as pl
@@ -97,11 +98,14 @@ def test_ordinary_ids_are_good(good: str) -> None:
 
 def test_a_missing_column_names_the_closest_and_lists_all(tmp_path: Path) -> None:
     text = "Slide,Label,features\na,x,1.h5\n"
-    with pytest.raises(ManifestError, match=r"no column 'label'; did you mean label='Label'\?.*'Slide', 'Label'"):
+    with pytest.raises(
+        ManifestError,
+        match=r"no column 'label'; did you mean --label Label \(label='Label' in Python\)\?.*'Slide', 'Label'",
+    ):
         manifest(tmp_path, text, bag_id="Slide")
     with pytest.raises(ManifestError, match=r"no column 'bag_id'.*'Slide'"):
         manifest(tmp_path, text)
-    with pytest.raises(ManifestError, match=r"no column 'feature'; did you mean features='features'"):
+    with pytest.raises(ManifestError, match=r"no column 'feature'; did you mean --features features "):
         manifest(tmp_path, text, bag_id="Slide", label="Label", features="feature")
     with pytest.raises(ManifestError, match="no column of feature files"):
         manifest(tmp_path, "bag_id,label,where\na,x,1.h5\n")
@@ -110,10 +114,51 @@ def test_a_missing_column_names_the_closest_and_lists_all(tmp_path: Path) -> Non
 
 def test_a_patient_column_of_another_name_is_not_overlooked(tmp_path: Path) -> None:
     text = "bag_id,case_id,label,features\na,p,x,1.h5\n"
-    with pytest.raises(ManifestError, match=r"'case_id' looks like the patient; say patient_id='case_id'"):
+    with pytest.raises(
+        ManifestError,
+        match=r"'case_id' looks like the patient; say --patient case_id \(patient_id='case_id' in Python\), or",
+    ):
         manifest(tmp_path, text)
     assert manifest(tmp_path, text, patient_id="case_id").groups == ("p",)
     assert manifest(tmp_path, text, patient_id=None).groups == ("a",)
+
+
+@pytest.mark.parametrize("name", ["Case ID", "patient", "Patient-ID", "SUBJECT"])
+def test_spellings_of_the_patient(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ManifestError, match=rf"'{name}' looks like the patient"):
+        manifest(tmp_path, f"bag_id,{name},label,features\na,p,x,1.h5\n")
+
+
+def test_prediction_needs_neither_labels_nor_patients(tmp_path: Path) -> None:
+    text = "bag_id,case,features\na,p,1.h5\n"
+    for patient in ("patient_id", "nobody", None):
+        m = manifest(tmp_path, text, label="grade", patient_id=patient, require_labels=False)
+        assert (m.labels, m.groups) == ((None,), ("a",))
+    assert manifest(tmp_path, text, patient_id="case", require_labels=False).groups == ("p",)
+    with pytest.raises(ManifestError, match=r"no column 'nobody'; name another with --patient NAME"):
+        manifest(tmp_path, text.replace("case", "label"), patient_id="nobody")
+
+
+def test_labels_survive_as_written(tmp_path: Path) -> None:
+    text = 'bag_id,label,features\na,"grade ""3"", high",1.h5\nb,"x;y",2.h5\nc,größe 患者,3.h5\n'
+    m = manifest(tmp_path, text)
+    assert m.labels == ('grade "3", high', "x;y", "größe 患者")
+    assert m.classes == ('grade "3", high', "größe 患者", "x;y")
+    m.to_csv(tmp_path / "copy.csv")
+    assert Manifest.read(tmp_path / "copy.csv").labels == m.labels
+
+
+@pytest.mark.parametrize("bad", ["a\nb", "a\r\nb", "a\tb", "a\x1b[2Jb", "a\u2028b"])
+def test_labels_with_control_characters_are_refused(tmp_path: Path, bad: str) -> None:
+    said = re.escape(f"line 3: the label {bad!r} of bag 'b' cannot be used, it contains a line break or another")
+    with pytest.raises(ManifestError, match=said):
+        manifest(tmp_path, f'bag_id,label,features\na,x,1.h5\nb,"{bad}",2.h5\n')
+
+
+def test_a_tilde_that_is_no_home(tmp_path: Path) -> None:
+    assert manifest(tmp_path, "bag_id,label,features\na,x,~no-such-user.h5\n").records[0].files == (
+        tmp_path / "~no-such-user.h5",
+    )
 
 
 @pytest.mark.parametrize(
@@ -163,6 +208,8 @@ def test_per_patient_joins_files_and_refuses_two_labels(tmp_path: Path) -> None:
     assert patients.bag_ids == ("p", "q", "d")
     assert [f.name for f in patients.records[0].files] == ["1.h5", "3.h5", "4.h5"]
     assert patients.records[0].extra == {"site": "north"}  # the folds disagree
+    assert patients.records[0].conflicts == {"fold": ("0", "1")}
+    assert patients.records[1].extra == {"site": "south", "fold": "1"} and not patients.records[1].conflicts
     clash = manifest(tmp_path, head + "a,p,x,1.h5,n,0\nc,p,y,3.h5,n,1\n")
     with pytest.raises(ManifestError, match=r"patient 'p' disagree.*bag 'c' has 'y'.*bag 'a' has 'x'"):
         clash.per_patient()

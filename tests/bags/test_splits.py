@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import shared_data
-from qgmil.bags.manifest import BagRecord, Manifest
+from qgmil.bags.manifest import BagRecord, Manifest, records_per_patient
 from qgmil.bags.splits import Split, check_split, from_column, holdout, kfold
 from qgmil.errors import SplitError
 
@@ -220,6 +221,20 @@ def test_columns_that_cannot_be_used_are_named() -> None:
     with pytest.raises(SplitError, match="patient 'p' is on 2 sides"):
         from_column(leaky, "part")
     assert from_column(leaky, "part", check=False, val=0)[0].test == ("b2",)
+
+
+def test_a_split_on_which_the_rows_of_a_merged_patient_disagree_names_the_patient() -> None:
+    rows = records(["train", "train", "test", "test"], ["p", "q", "p", "r"], fold=["0", "1", "0", "1"])
+    merged, problems = records_per_patient([replace(r, label="a") for r in rows])
+    assert not problems and [r.bag_id for r in merged] == ["p", "q", "r"]
+    for check in (True, False):
+        with pytest.raises(SplitError, match="column 'part': the rows of patient 'p' have 'train', 'test'; a patient"):
+            from_column(merged, "part", check=check)
+    assert [s.test for s in from_column(merged, "fold", val=0)] == [("p",), ("q", "r")]
+    uneven = records(["train", "test"])
+    del uneven[1].extra["part"]
+    with pytest.raises(SplitError, match=r"no column 'part' .*bag 'b1' has none"):
+        from_column(uneven, "part")
 
 
 @pytest.mark.shared

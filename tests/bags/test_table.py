@@ -85,7 +85,7 @@ def test_labels_that_differ_inside_a_bag(tmp_path: Path) -> None:
         ("label,bag,f\n", "no instances"),
         ("label,bag\n1,a\n", "no columns of features"),
         ("1,a,1,2\n1,a,1,2,3\n", "line 2 has 5 cells but the first has 4"),
-        ("lable,bag,f\n1,a,1\n", "no column 'label'; did you mean label='lable'"),
+        ("lable,bag,f\n1,a,1\n", "no column 'label'; did you mean --label lable "),
     ],
 )
 def test_broken_tables_are_named(tmp_path: Path, text: str, said: str) -> None:
@@ -98,6 +98,79 @@ def test_blank_labels_are_none_and_the_column_may_be_missing(tmp_path: Path) -> 
     path = table(tmp_path, "bag,f\na,1\n")
     assert looks_like_table(path)
     assert read_table(path, require_labels=False)[0].label is None
+
+
+@pytest.mark.parametrize("name", ["patient", "case_id", "Case ID", "subject"])
+def test_a_patient_column_of_another_name_never_becomes_a_feature(tmp_path: Path, name: str) -> None:
+    path = table(tmp_path, f"label,bag,{name},f\n1,a,7,2\n0,b,8,3\n")
+    assert looks_like_table(path)
+    with pytest.raises(ManifestError, match=rf"t\.csv: the column '{name}' looks like the patient; say --patient"):
+        read_table(path)
+    named = read_table(path, patient_id=name)
+    assert [(b.patient_id, b.features.tolist()) for b in named] == [("7", [[2.0]]), ("8", [[3.0]])]
+    for options in ({"patient_id": None}, {"require_labels": False}):
+        bags = read_table(path, **options)  # type: ignore[arg-type]
+        assert [(b.patient_id, b.features.tolist()) for b in bags] == [(None, [[2.0]]), (None, [[3.0]])]
+    path = table(tmp_path, f"label,bag,patient_id,{name},f\n1,a,p,7,2\n")
+    assert [(b.patient_id, b.width) for b in read_table(path)] == [("p", 1)]
+    assert [(b.patient_id, b.width) for b in read_table(path, patient_id=None)] == [(None, 1)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fold",
+        "Fold",
+        "fold3",
+        "split",
+        "split_0",
+        "set",
+        "part",
+        "x",
+        "y",
+        "coord_x",
+        "instance",
+        "instance_id",
+        "instance_label",
+        "cell_id",
+        "tile_id",
+        "Tile-ID",
+        "id",
+        "class",
+        "bag_id",
+        "slide_id",
+        "Unnamed: 0",
+    ],
+)
+def test_columns_that_are_hardly_features_are_refused(tmp_path: Path, name: str) -> None:
+    path = table(tmp_path, f"label,bag,{name},f,g\n1,a,7,2,3\n")
+    assert looks_like_table(path)
+    with pytest.raises(ManifestError, match=rf"t\.csv: the column '{name}' would become a feature.*another name"):
+        read_table(path)
+    path = table(tmp_path, f"label,bag,{name}\n1,a,7\n") if name != "bag_id" else path  # nor taken for a manifest
+    assert looks_like_table(path)
+    assert read_table(table(tmp_path, "label,bag,feat_x,f1,exit,7\n1,a,7,2,3,4\n"))[0].width == 4
+
+
+def test_a_column_without_a_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"the column has no name \(the index of a data frame\?\)"):
+        read_table(table(tmp_path, ",label,bag,f\n0,1,a,7\n"))
+
+
+def test_what_prediction_does_not_need(tmp_path: Path) -> None:
+    path = table(tmp_path, "bag,f,g\na,7,2\n")
+    (bag,) = read_table(path, label="grade", patient_id="case", require_labels=False)
+    assert (bag.label, bag.patient_id, bag.features.tolist()) == (None, None, [[7.0, 2.0]])
+    with pytest.raises(ManifestError, match="no column 'case'"):
+        read_table(table(tmp_path, "label,bag,f\n1,a,7\n"), patient_id="case")
+
+
+def test_labels_survive_as_written(tmp_path: Path) -> None:
+    bags = read_table(table(tmp_path, 'label,bag,f,g\n"a ""b"", c",1,2,3\n"x;y",2,2,3\n'))
+    assert [b.label for b in bags] == ['a "b", c', "x;y"]
+    assert read_table(table(tmp_path, '"a ""b"", c",1,2,3\n'))[0].label == 'a "b", c'
+    with pytest.raises(ManifestError, match=r"line 3: the label 'x\\ny' of bag '2' cannot be used, it contains a line"):
+        read_table(table(tmp_path, 'label,bag,f,g\na,1,2,3\n"x\ny",2,2,3\n'))
 
 
 def test_a_large_table_is_read_in_about_a_second(tmp_path: Path) -> None:

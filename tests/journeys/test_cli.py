@@ -115,6 +115,34 @@ def test_yaml_and_flags(manifest: Path, tmp_path: Path) -> None:
     assert run("train", manifest, "-c", recipe, "--epochs", 1, "-o", folder, "-q") == 0
     text = (folder / "config.yaml").read_text()
     assert "model: abmil_gated" in text and "epochs: 1\n" in text and "lr: 0.01" in text and "width: 24" in text
+    other = tmp_path / "other"
+    options = ["--options.attention-dim", 8, "--epochs", 1]
+    assert run("train", manifest, "-c", recipe, *options, "-o", other, "-q") == 0
+    text = (other / "config.yaml").read_text()
+    assert "width: 24" in text and "attention_dim: 8" in text  # flags add to the file's options
+
+
+def test_names_that_look_like_markup(trained: Path, manifest: Path, tmp_path: Path) -> None:
+    assert run("predict", trained, manifest, "-o", tmp_path / "p[red].csv") == 0
+    assert (tmp_path / "p[red].csv").is_file()
+
+
+def test_ids_under_another_name(manifest: Path, tmp_path: Path) -> None:
+    text = manifest.read_text().replace("bag_id,patient_id", "slide,case")
+    (tmp_path / "slides.csv").write_text(text.replace("features/", f"{manifest.parent}/features/"))
+    options = ["--id", "slide", "--patient", "case", "--model", "linear_probe"]
+    assert run("train", tmp_path / "slides.csv", *options, "-o", tmp_path / "run", "-q") == 0
+    assert run("evaluate", tmp_path / "run", tmp_path / "slides.csv") == 0
+    assert run("predict", tmp_path / "run", manifest, "--id", "bag_id", "-o", tmp_path / "p.csv") == 0
+
+
+def test_comparing_runs_on_other_bags_is_pointed_out(
+    trained: Path, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", manifest, "-o", tmp_path / "run", "--model", "linear_probe", "--seed", 3, "-q") == 0
+    capsys.readouterr()
+    assert run("compare", trained, tmp_path / "run") == 0
+    assert "do not compare" in capsys.readouterr().err
 
 
 def test_evaluate_and_predict(

@@ -101,3 +101,43 @@ def test_errors_are_clear() -> None:
         qgmil.MILClassifier(lr=-1).fit(bags, y)
     with pytest.raises(ConfigError, match="no attention"):
         qgmil.MILClassifier("linear_probe", val=0).fit(bags, y).attention(bags)
+
+
+class Series(list):  # type: ignore[type-arg]
+    """Indexed by label, iterated by position, as a filtered table's column is."""
+
+    def __getitem__(self, label: object) -> object:
+        return list(self)[::-1][label]  # type: ignore[index]
+
+
+def patients_of(monkeypatch: pytest.MonkeyPatch, bags: list[object], groups: object) -> list[str]:
+    from qgmil.training import classifier
+
+    seen: list[str] = []
+
+    def holdout(ids: object, labels: object, patients: list[str], **options: object) -> None:
+        seen.extend(patients)
+        raise RuntimeError("seen enough")
+
+    monkeypatch.setattr(classifier, "holdout", holdout)
+    with pytest.raises(RuntimeError, match="seen enough"):
+        qgmil.MILClassifier().fit(bags, [0, 1, 0], groups=groups)  # type: ignore[arg-type]
+    return seen
+
+
+def test_patients_are_taken_by_position_and_none_is_a_patient_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays: list[object] = [np.zeros((2, 3), np.float32) for _ in range(3)]
+    assert patients_of(monkeypatch, arrays, Series("ABC")) == ["A", "B", "C"]
+    assert patients_of(monkeypatch, arrays, ["A", None, None]) == ["A", "1", "2"]
+    bags: list[object] = [qgmil.Bag(torch.zeros(2, 3), patient_id=p) for p in ("P1", "P1", None)]
+    assert patients_of(monkeypatch, bags, None) == ["P1", "P1", "2"]
+
+
+def test_more_mistakes_are_clear() -> None:
+    bags, y, _ = cohort(6)
+    with pytest.raises(BagError, match="bag 2 has no label: y is nan"):
+        qgmil.MILClassifier().fit(bags, [0.0, 1.0, float("nan"), 1.0, 0.0, 1.0])
+    with pytest.raises(BagError, match="bag 1 is no matrix of numbers"):
+        qgmil.MILClassifier().fit([bags[0], [[1, 2], [3]], *bags[2:]], y)
+    random = qgmil.MILClassifier(**{**OPTIONS, "epochs": 1}, random_state=None).fit(*cohort()[:2])
+    assert random.n_features_in_ == 12

@@ -56,3 +56,24 @@ def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
     path.write_text("model: !!python/object/apply:os.system ['true']\n")
     with pytest.raises(ConfigError, match=r"c\.yaml"):
         TrainConfig.read(path)
+
+
+def test_options_that_arrive_as_text_are_numbers(tmp_path: Path) -> None:
+    """From the command line, and 1e-6 in YAML, which is text there."""
+    path = tmp_path / "c.yaml"
+    path.write_text("options:\n  eps: 1e-6\n  num-heads: 4\n  gate: none\n  bias: 'true'\n")
+    options = TrainConfig.read(path).options
+    assert options == {"eps": 1e-6, "num_heads": 4, "gate": "none", "bias": True}
+
+
+@pytest.mark.parametrize("name", ["in_dim", "num_classes", "standardize", "name"])
+def test_what_is_no_option_of_a_model_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        TrainConfig.build({"options": {name: 3}})
+
+
+def test_a_yaml_key_that_is_no_name_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("on: 3\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml: True is no option's name"):
+        TrainConfig.read(path)

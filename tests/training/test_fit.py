@@ -237,3 +237,60 @@ def test_bfloat16_training_gives_distinct_float32_logits(bags: BagDataset) -> No
     assert not np.array_equal(rounded, said.logits)  # heads are not computed in bfloat16
     right = said.probabilities().argmax(axis=1) == np.array([CLASSES.index(str(y)) for y in val.labels])
     assert right.mean() >= 0.8
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_in_a_worker_reads_as_everywhere_else(tmp_path: Path, workers: int) -> None:
+    manifest = make_cohort(tmp_path / "data", patients=8)
+    np.save(tmp_path / "data" / "features" / "p07_1.npy", np.full((3, 12), np.inf, dtype=np.float32))
+    data = open_bags(manifest)
+    config = TrainConfig.build({**SMALL, "workers": workers, "scaling": "none"})
+    with pytest.raises(BagError, match=r"bag 'p07_1'.*inf") as error:
+        fit_model(data, None, CLASSES, config)
+    assert "Traceback" not in str(error.value)
+
+
+def test_ctrl_c_is_not_an_exception_that_a_search_swallows() -> None:
+    from qgmil.training.fit import Interrupted
+
+    assert issubclass(Interrupted, KeyboardInterrupt) and not issubclass(Interrupted, Exception)
+
+
+def test_class_weights_count_in_batches_of_one_bag() -> None:
+    import qgmil
+
+    model = qgmil.create_model("abmil", in_dim=4, num_classes=2)
+    out = model(torch.randn(5, 4))
+    weights = torch.tensor([0.1, 10.0])
+    plain, weighted = (model.loss(out, torch.tensor([1]), class_weights=w) for w in (None, weights))
+    assert weighted.item() == pytest.approx(10 * plain.item(), rel=1e-5)
+
+
+def test_the_probe_weighs_classes_too(bags: BagDataset) -> None:
+    tumour = [i for i, y in enumerate(bags.labels) if y == "tumour"]
+    few = bags.subset([*(i for i, y in enumerate(bags.labels) if y == "benign"), *tumour[:3]])
+    said = []
+    for weights in ("none", "balanced"):
+        config = TrainConfig.build({"model": "linear_probe", "class_weights": weights})
+        model = fit_model(few, None, CLASSES, config).model
+        said.append(predict(model, bags, device="cpu").probabilities()[:, 1].mean())
+    assert said[1] > said[0] + 0.05
+
+
+def test_a_diverged_model_without_validation_is_not_returned(bags: BagDataset) -> None:
+    options = {"lr": 1e30, "clip": 0, "warmup": 0, "scaling": "none", "epochs": 3}
+    with pytest.raises(ConfigError, match="diverged"):
+        fit_model(bags, None, CLASSES, TrainConfig.build({**SMALL, **options}))
+
+
+def test_abmil_exports_its_standardisation_inside_the_first_layer(bags: BagDataset) -> None:
+    import qgmil
+
+    config = TrainConfig.build({"model": "abmil_gated", "epochs": 1, "device": "cpu", "precision": "32"})
+    model = fit_model(bags, None, CLASSES, config).model
+    released = qgmil.load_released("abmil_gated", model.to_released())
+    x = bags[0].features
+    with torch.no_grad():
+        assert released(x).logits == pytest.approx(model(x).logits, abs=1e-5)
+    with pytest.raises(ConfigError, match=r"of 'abmil_gated', not of 'abmil'"):
+        qgmil.load_released("abmil", model.to_released())

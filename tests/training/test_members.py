@@ -93,3 +93,33 @@ def test_a_run_without_models_says_how_to_go_on(run: Path, tmp_path: Path) -> No
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
     with pytest.raises(RunError, match="--resume"):
         load_run(tmp_path)
+
+
+def test_equal_names_of_a_new_cohort(run: Path, manifest: Path) -> None:
+    """Other bags that happen to be called the same: nothing is left out when the user says so."""
+    loaded, bags = load_run(run), open_bags(manifest)
+    result = evaluate_run(loaded, bags, new_cohort=True)
+    assert {row["members"] for row in result["rows"]} == {3} and result["new_cohort"] is True
+    assert {row["seen"] for row in predict_run(loaded, bags, new_cohort=True)} == {"no"}
+
+
+def test_without_its_split_a_run_is_not_evaluated(run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "cells" / "fold1_seed0" / "split.csv").unlink()
+    with pytest.raises(RunError, match=r"split\.csv is gone"):
+        load_run(copy)
+
+
+def test_an_unfinished_run_says_so(run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    assert load_run(run).note == ""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "cells" / "fold1_seed0" / "model.safetensors").unlink()
+    (copy / "cells" / "fold2_seed0" / "metrics.json").unlink()
+    note = load_run(copy).note
+    assert "2 of 3 models are used, 1 of them" in note

@@ -107,7 +107,7 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:
     os.kill(child.pid, signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert child.returncode == 130, (out, err)
-    assert f"qgmil train --resume {run}" in out and "Traceback" not in err
+    assert f"qgmil train --resume {run}" in err and "Traceback" not in err
     from qgmil.cli import main
 
     with pytest.raises(SystemExit) as stop:
@@ -115,3 +115,16 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:
     assert stop.value.code == 0
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 25
     assert not is_finished(run) and (run / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_resume_refuses_bags_that_changed_behind_the_manifest(tmp_path: Path) -> None:
+    """A missing file that turned up again would move bags from test to training."""
+    manifest = make_cohort(tmp_path / "data", patients=12)
+    file = tmp_path / "data" / "features" / "p03_0.npy"
+    aside = file.rename(tmp_path / "aside.npy")
+    run = train_run(manifest, tmp_path / "run", TrainConfig.build({**CONFIG, "epochs": 1, "skip": ("missing",)}))
+    assert "p03_0" in (run / "skipped.csv").read_text()
+    aside.rename(file)
+    (run / "metrics.json").unlink()
+    with pytest.raises(RunError, match=r"'p03_0' was in part none when the run began"):
+        resume_run(run)

@@ -203,3 +203,43 @@ def test_unknown_model_is_refused_before_anything_is_written(manifest: Path, tmp
     with pytest.raises(ConfigError, match=r"unknown model 'qgmill'.*qgmil"):
         train(manifest, tmp_path / "run", model="qgmill")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"options": {"zzz": 1}}, {"options": {"gate": "wide"}}, {"device": "mps"}],
+)
+def test_what_cannot_be_trained_leaves_no_folder(manifest: Path, tmp_path: Path, options: dict[str, object]) -> None:
+    with pytest.raises(QGMILError):
+        train_run(manifest, tmp_path / "run", TrainConfig.build({"model": "qgmil", **options}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_class_names_with_quotes_commas_and_brackets(tmp_path: Path) -> None:
+    manifest = make_cohort(tmp_path / "data")
+    manifest.write_text(manifest.read_text().replace("tumour", '"a ""q"", b"').replace("benign", "[x]"))
+    run = train(manifest, tmp_path / "run", folds=2, model="linear_probe", options={})
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["classes"] == ["[x]", 'a "q", b'] and metrics["pooled"]["n_bags"] == 40
+
+
+def test_three_classes(tmp_path: Path) -> None:
+    manifest = make_cohort(tmp_path / "data", patients=24)
+    rows = pl.read_csv(manifest).with_columns(
+        label=pl.when(pl.col("patient_id").is_in([f"P{i:02d}" for i in range(0, 24, 3)]))
+        .then(pl.lit("third"))
+        .otherwise(pl.col("label"))
+    )
+    rows.write_csv(manifest)
+    run = train(manifest, tmp_path / "run", folds=2)
+    table = pl.read_csv(run / "predictions.csv")
+    names = ["benign", "third", "tumour"]
+    assert table.select(f"probability_{n}" for n in names).sum_horizontal().to_numpy() == pytest.approx(1.0, abs=1e-6)
+    assert set(json.loads((run / "metrics.json").read_text())["pooled"]["per_seed"][0]["f1_per_class"]) == set(names)
+
+
+def test_a_split_column_in_a_parquet_manifest(tmp_path: Path) -> None:
+    manifest = make_cohort(tmp_path / "data")
+    pl.read_csv(manifest).write_parquet(tmp_path / "data" / "bags.parquet")
+    run = train(tmp_path / "data" / "bags.parquet", tmp_path / "run", split_column=("fold",), epochs=1)
+    assert len(cell_folders(run)) == 3

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from qgmil.bags import hints
 from qgmil.errors import BagError
 
 
@@ -52,7 +53,9 @@ class Bag:
                 f"bag {self.bag_id!r}: features are {self.features.dtype}; convert them to a floating-point type"
             )
         if shape[0] == 0 or shape[1] == 0:
-            raise BagError(f"bag {self.bag_id!r} is empty: features have shape {shape}; remove it or skip empty bags")
+            raise BagError(
+                f"bag {self.bag_id!r} is empty: features have shape {shape}; remove it, or {hints.skip('empty')}"
+            )
         for name in ("coords", "instance_labels", "instance_ids"):
             rows = getattr(self, name)
             if rows is not None and len(rows) != shape[0]:
@@ -156,7 +159,7 @@ class PackedBags:
             raise BagError(f"{len(self.bag_ids)} bag ids for {len(self.sizes)} bags")
         for bag_id, size in zip(self.bag_ids, self.sizes, strict=True):
             if size < 1:
-                raise BagError(f"bag {bag_id!r} is empty: remove it or skip empty bags")
+                raise BagError(f"bag {bag_id!r} is empty: remove it, or {hints.skip('empty')}")
         if self.features.ndim != 2 or sum(self.sizes) != self.features.shape[0]:
             raise BagError(
                 f"packed features have shape {tuple(self.features.shape)} but the bag sizes add up to {sum(self.sizes)}"

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from qgmil.bags import hints
 from qgmil.bags.bag import Bag
 from qgmil.bags.manifest import BagRecord
 from qgmil.bags.problems import Problem, sorted_labels
@@ -103,7 +104,7 @@ def check_bags(
         ConfigError: an unknown `bag_per`.
     """
     if bag_per not in ("bag", "patient"):
-        raise ConfigError(f"bag_per={bag_per!r} must be 'bag' or 'patient'")
+        raise ConfigError(f"--bag-per (bag_per in Python) is {bag_per!r}; it must be 'bag' or 'patient'")
     source = scan_source(path, features=features, label=label, bag_id=bag_id, patient_id=patient_id, labels=labels)
     items, problems = source.items, list(source.problems)
     if bag_per == "patient":
@@ -134,7 +135,7 @@ def _count_labels(report: CheckReport, items: tuple[Item, ...], labels: bool) ->
     for item in items:
         if item.label is None:
             where = f" (line {item.line})" if isinstance(item, BagRecord) and item.line else ""
-            message = f"bag {item.bag_id!r} has no label{where}; fill it in, or skip unlabelled bags"
+            message = f"bag {item.bag_id!r} has no label{where}; fill it in, or {hints.skip('unlabelled')}"
             report.problems.append(Problem("unlabelled", item.bag_id, message))
     if len(report.classes) == 1:
         message = f"all bags have the label {next(iter(report.classes))!r}; there is nothing to learn"

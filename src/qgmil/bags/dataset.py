@@ -11,8 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
+from qgmil.bags import hints
 from qgmil.bags.bag import Bag, PackedBags, merge_bags
 from qgmil.bags.manifest import BagRecord, Manifest
 from qgmil.bags.problems import raise_problems, sorted_labels
@@ -40,7 +41,8 @@ class BagDataset(Dataset[Bag]):
         format: name of the reader for every file; None chooses by file.
         dataset: name of the array of features, for files with several.
         width: features of an instance; None takes that of the first bag.
-        in_memory: keep every bag once read (shared with subsets, not with other processes).
+        in_memory: keep every bag once read, shared with subsets. Workers of a DataLoader and unpickled copies keep
+            none of what they read, or each would hold the whole data set.
         skipped: ``(bag_id, reason)`` of what was left out on the way here, for the record.
 
     Raises:
@@ -89,13 +91,14 @@ class BagDataset(Dataset[Bag]):
         if self._cache is not None and item.bag_id in self._cache:
             return self._cache[item.bag_id]
         bag = self._checked(item)
-        if self._cache is not None:
+        if self._cache is not None and (isinstance(item, Bag) or get_worker_info() is None):
             self._cache[item.bag_id] = bag
         return bag
 
     def __getstate__(self) -> dict[str, Any]:
-        # Workers get the recipe, not the gigabytes.
-        return {**self.__dict__, "_cache": None if self._cache is None else {}}
+        # Workers get the recipe, not the gigabytes, and do not gather them either: bags in memory cost nothing more.
+        free = self._cache is not None and all(isinstance(item, Bag) for item in self._items)
+        return {**self.__dict__, "_cache": {} if free else None}
 
     @property
     def bag_ids(self) -> tuple[str, ...]:
@@ -150,7 +153,7 @@ class BagDataset(Dataset[Bag]):
     def bytes_on_disk(self) -> int:
         """Size of all feature files; bags in memory count nothing."""
         files = {path for item in self._items if isinstance(item, BagRecord) for path in item.files}
-        return sum(path.stat().st_size for path in files if path.is_file())
+        return sum(_size(path) for path in files)
 
     def in_memory(self) -> BagDataset:
         """The same bags, each read once and then kept."""
@@ -226,8 +229,10 @@ def open_bags(
         format, dataset: how feature files are read, as for `read_bag_file`.
         bag_per: "patient" merges all bags of a patient into one.
         skip: any of "empty", "unlabelled", "missing": such rows are left out and noted in ``.skipped`` (for a row of
-            several files, only its empty files are). Otherwise they are errors.
-        labels: False where labels are not needed (prediction).
+            several files, only its empty files are). "missing" includes rows whose file cell is blank. Otherwise they
+            are errors.
+        labels: False where labels are not needed (prediction): then the columns of labels and of patients may also
+            be missing; every bag is then a patient of its own.
         width, in_memory: as for `BagDataset`.
 
     Raises:
@@ -236,13 +241,15 @@ def open_bags(
         ReadError: missing files (all are listed).
     """
     unknown = set(skip) - SKIPPABLE
-    if isinstance(skip, str) or unknown or bag_per not in ("bag", "patient"):
-        raise ConfigError(
-            f"skip={skip!r} must be some of {sorted(SKIPPABLE)} and bag_per={bag_per!r} one of 'bag', 'patient'"
-        )
+    if isinstance(skip, str) or unknown:
+        raise ConfigError(f"--skip (skip in Python) is {skip!r}; it must be a list of some of {sorted(SKIPPABLE)}")
+    if bag_per not in ("bag", "patient"):
+        raise ConfigError(f"--bag-per (bag_per in Python) is {bag_per!r}; it must be 'bag' or 'patient'")
     source = scan_source(path, features=features, label=label, bag_id=bag_id, patient_id=patient_id, labels=labels)
-    raise_problems(source.path, source.problems)
+    blank = [p for p in source.problems if p.kind == "missing" and "missing" in skip]
+    raise_problems(source.path, [p for p in source.problems if p not in blank])
     items, skipped = _leave_out(source, frozenset(skip), labels, {"format": format, "dataset": dataset})
+    skipped = [*((str(p.bag_id), "missing: it names no feature file") for p in blank), *skipped]
     if bag_per == "patient":
         items, problems = items_per_patient(items)
         raise_problems(source.path, problems)
@@ -317,7 +324,7 @@ def _leave_out(
     if unlabelled:
         raise ManifestError(
             f"{source.path}: {len(unlabelled)} of {len(source.items)} bags have no label: {listing(unlabelled)}; "
-            "fill them in, or skip unlabelled bags"
+            f"fill them in, or {hints.skip('unlabelled')}"
         )
     if missing:
         more = f"\n  and {len(missing) - 10} more" if len(missing) > 10 else ""
@@ -348,13 +355,20 @@ def _with_instances(
     return files
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:  # said when the bag is read
+        return 0
+
+
 def _record_shape(record: BagRecord, **options: str | None) -> tuple[int, int]:
     try:
         rows, width = bag_file_shape(record.files[0], **options)
     except ReadError as error:
         raise type(error)(f"bag {record.bag_id!r}: {error}") from error
     if rows == 0 or width == 0:
-        raise EmptyBagError(f"bag {record.bag_id!r}: {record.files[0]}: is empty; skip empty bags")
+        raise EmptyBagError(f"bag {record.bag_id!r}: {record.files[0]}: is empty; {hints.skip('empty')}")
     return rows, width
 
 

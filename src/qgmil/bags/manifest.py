@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from qgmil.bags.problems import Problem, bad_id, clean_label, missing_column, raise_problems, sorted_labels
+from qgmil.bags import hints
+from qgmil.bags.problems import (
+    Problem,
+    bad_id,
+    bad_label,
+    clean_label,
+    missing_column,
+    raise_problems,
+    sorted_labels,
+)
 from qgmil.bags.readers.base import listing
 from qgmil.bags.tabular import TextTable, read_text_table
 from qgmil.errors import ManifestError
@@ -28,7 +38,7 @@ FILE_COLUMNS = (
     "h5_path",
     "pt",
 )
-PATIENT_LIKE = ("patient", "patientid", "case_id", "case", "subject", "subject_id")
+PATIENT_LIKE = frozenset({"patient", "patientid", "case", "caseid", "subject", "subjectid"})  # `squashed`
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class BagRecord:
         files: the feature files whose instances make up the bag.
         extra: every other column of its row (splits, for instance).
         line: where the row is in the table (0: there is no table).
+        conflicts: columns on which the rows merged into this one disagree, with the values; they are not in `extra`.
     """
 
     bag_id: str
@@ -50,6 +61,7 @@ class BagRecord:
     files: tuple[Path, ...]
     extra: dict[str, str] = field(default_factory=dict)
     line: int = 0
+    conflicts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def group(self) -> str:
@@ -86,11 +98,12 @@ class Manifest:
             label: the column of labels. Blank cells are allowed here (see the method `require_labels`).
             bag_id: the column of unique names.
             patient_id: the column of patients; None means that every bag is a patient of its own.
-            require_labels: False allows the whole column of labels to be missing (prediction).
+            require_labels: False (prediction) allows the columns of labels and of patients to be missing; then
+                every bag is a patient of its own.
 
         Raises:
-            ManifestError: unreadable, a missing column, or (all of them listed, with lines) bad or duplicate ids
-                and rows without a file.
+            ManifestError: unreadable, a missing column, or (all of them listed, with lines) bad or duplicate ids,
+                labels with control characters and rows without a file.
         """
         options = {"label": label, "bag_id": bag_id, "patient_id": patient_id, "require_labels": require_labels}
         manifest, problems = scan_manifest(Path(path), features=features, **options)  # type: ignore[arg-type]
@@ -143,7 +156,7 @@ class Manifest:
         if blank:
             raise ManifestError(
                 f"{self.source or 'these files'}: {len(blank)} of {len(self)} bags have no label: {listing(blank)}; "
-                "fill them in, or skip unlabelled bags"
+                f"fill them in, or {hints.skip('unlabelled')}"
             )
 
     def select(self, ids: Iterable[str]) -> Manifest:
@@ -162,6 +175,8 @@ class Manifest:
 
     def per_patient(self) -> Manifest:
         """One bag a patient, of all files of its rows; bags without a patient stay as they are.
+
+        Columns on which the rows of a patient disagree become the record's `conflicts`: no split can use them.
 
         Raises:
             ManifestError: rows of one patient with different labels.
@@ -206,7 +221,7 @@ def scan_manifest(
         raise missing_column(path, bag_id, table.columns, "bag_id")
     if require_labels and label not in table.columns:
         raise missing_column(path, label, table.columns, "label")
-    patient_column = _patient_column(table, patient_id)
+    patient_column = _patient_column(table, patient_id, require_labels)
     used = {file_column, bag_id, label, patient_column}
     rows = []
     for line, cells in table.rows:
@@ -229,15 +244,21 @@ def scan_manifest(
 
 
 def _usable(rows: Sequence[BagRecord], word: str) -> tuple[tuple[BagRecord, ...], list[Problem]]:
-    """Rows with a good id, seen for the first time, and a file; the others as problems."""
+    """Rows with a good id, seen for the first time, a file and a good label; the others as problems."""
     problems = []
     by_id: dict[str, list[BagRecord]] = {}
     for row in rows:
         if reason := bad_id(row.bag_id):
             message = f"{word} {row.line}: bag id {row.bag_id!r} cannot be used, {reason}; give it another"
             problems.append(Problem("bad-id", row.bag_id, message))
-        else:
-            by_id.setdefault(row.bag_id, []).append(row)
+            continue
+        if reason := bad_label(row.label):
+            message = (
+                f"{word} {row.line}: the label {row.label!r} of bag {row.bag_id!r} cannot be used, {reason}; "
+                "write it on one line"
+            )
+            problems.append(Problem("label", row.bag_id, message))
+        by_id.setdefault(row.bag_id, []).append(row)
     for bag_id, same in by_id.items():
         if len(same) > 1:
             lines = ", ".join(str(r.line) for r in same[:10]) + (", ..." if len(same) > 10 else "")
@@ -247,12 +268,17 @@ def _usable(rows: Sequence[BagRecord], word: str) -> tuple[tuple[BagRecord, ...]
             )
             problems.append(Problem("duplicate-id", bag_id, message))
         if not same[0].files:
-            problems.append(Problem("missing", bag_id, f"{word} {same[0].line}: bag {bag_id!r} names no feature file"))
-    return tuple(same[0] for same in by_id.values() if same[0].files), problems
+            message = f"{word} {same[0].line}: bag {bag_id!r} names no feature file; name it, or "
+            problems.append(Problem("missing", bag_id, message + hints.skip("missing")))
+    good = (same[0] for same in by_id.values())
+    return tuple(row for row in good if row.files and not bad_label(row.label)), problems
 
 
 def records_per_patient(records: Sequence[BagRecord]) -> tuple[tuple[BagRecord, ...], list[Problem]]:
-    """One record a patient, and the patients that cannot be merged (left out) as problems."""
+    """One record a patient, and the patients that cannot be merged (left out) as problems.
+
+    Columns on which a patient's rows disagree move from `extra` to `conflicts`, where `from_column` finds them.
+    """
     merged, problems = [], []
     by_group: dict[str, list[BagRecord]] = {}
     for record in records:
@@ -267,10 +293,11 @@ def records_per_patient(records: Sequence[BagRecord]) -> tuple[tuple[BagRecord, 
             has = " but ".join(f"bag {i!r} has {'no label' if x is None else repr(x)}" for x, i in labels.items())
             problems.append(Problem("label", group, f"the bags of patient {group!r} disagree: {has}"))
             continue
-        first = rows[0]
-        extra = {c: v for c, v in first.extra.items() if all(row.extra.get(c) == v for row in rows)}
+        values = {c: tuple(dict.fromkeys(row.extra.get(c, "") for row in rows)) for row in rows for c in row.extra}
+        extra = {c: v[0] for c, v in values.items() if len(v) == 1}
+        conflicts = {c: v for c, v in values.items() if len(v) > 1}
         files = tuple(f for row in rows for f in row.files)
-        merged.append(replace(first, bag_id=group, files=files, extra=extra))
+        merged.append(replace(rows[0], bag_id=group, files=files, extra=extra, conflicts=conflicts))
     return tuple(merged), problems
 
 
@@ -285,27 +312,47 @@ def _file_column(table: TextTable, features: str | None) -> str:
             return by_lower[name]
     raise ManifestError(
         f"{table.path}: no column of feature files; the columns are {listing(table.columns, 40)}: "
-        f"name one with features=, or call it 'features'"
+        f"name one with {hints.option('features')}, or call it 'features'"
     )
 
 
-def _patient_column(table: TextTable, patient_id: str | None) -> str | None:
+def _patient_column(table: TextTable, patient_id: str | None, required: bool) -> str | None:
     if patient_id is None or patient_id in table.columns:
         return patient_id
+    if not required:
+        return None
     if patient_id != "patient_id":
         raise missing_column(table.path, patient_id, table.columns, "patient_id")
     # Splitting by bag although the table knows the patients would leak, and nobody would notice.
-    alike = [c for c in table.columns if c.lower() in ("patient_id", *PATIENT_LIKE)]
+    alike = [c for c in table.columns if is_patient_like(c)]
     if alike:
-        raise ManifestError(
-            f"{table.path}: the column {alike[0]!r} looks like the patient; say patient_id={alike[0]!r}, or "
-            "patient_id=None if every bag is a patient of its own"
-        )
+        raise looks_like_patient(table.path, alike[0])
     return None
 
 
+def squashed(name: str) -> str:
+    """The name of a column in lower case without blanks and punctuation: "Case ID" and "case_id" are the same."""
+    return re.sub(r"[\W_]+", "", name.lower())
+
+
+def is_patient_like(name: str) -> bool:
+    """Whether the name of a column says that it holds the patient."""
+    return squashed(name) in PATIENT_LIKE
+
+
+def looks_like_patient(path: Path, column: str) -> ManifestError:
+    """The error for a table whose patients are in a column that nobody named."""
+    return ManifestError(
+        f"{path}: the column {column!r} looks like the patient; say {hints.option('patient_id', column)}, or "
+        f"{hints.option('patient_id', None)} if every bag is a patient of its own"
+    )
+
+
 def _resolved(cell: str, folder: Path) -> Path:
-    return folder / Path(cell).expanduser()
+    try:
+        return folder / Path(cell).expanduser()
+    except RuntimeError:  # "~x.h5" is a file where there is no user x.h5
+        return folder / cell
 
 
 def _written(file: Path, folder: Path) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qgmil.bags import hints
 from qgmil.bags.readers.base import listing
 from qgmil.errors import ManifestError
 
 SHOWN = 10
+CONTROL = ("Cc", "Cs", "Zl", "Zp")  # control characters, broken text, line breaks
 NO_LABEL = frozenset({"", "na", "n/a", "nan", "null"})
 
 
@@ -40,8 +42,10 @@ def missing_column(path: Path, column: str, columns: Sequence[str], option: str)
     """The error for a column that is not there: the closest name, and all there are."""
     by_lower = {c.lower(): c for c in columns}
     close = difflib.get_close_matches(column.lower(), by_lower, n=1, cutoff=0.5)
-    guess = f"did you mean {option}={by_lower[close[0]]!r}? " if close else ""
-    return ManifestError(f"{path}: there is no column {column!r}; {guess}the columns are {listing(columns, 40)}")
+    name = by_lower[close[0]] if close else "NAME"
+    said = hints.option(option, name)
+    guess = f"did you mean {said}?" if close else f"name another with {said}."
+    return ManifestError(f"{path}: there is no column {column!r}; {guess} The columns are {listing(columns, 40)}")
 
 
 def bad_id(bag_id: str) -> str | None:
@@ -52,10 +56,20 @@ def bad_id(bag_id: str) -> str | None:
         return "it contains a path separator"
     if ".." in bag_id or bag_id == ".":
         return "it contains '..' or is '.'"
-    # Cc: control, Cf: invisible and direction-changing, Zl/Zp: line breaks, Cs: broken text
-    if any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in bag_id):
+    if _has(bag_id, (*CONTROL, "Cf")):  # Cf: invisible and direction-changing
         return "it contains control or invisible characters"
     return None
+
+
+def bad_label(label: str | None) -> str | None:
+    """Why a text may not name a class (classes become headers of tables), or None if it may."""
+    if label is not None and _has(label, CONTROL):
+        return "it contains a line break or another control character"
+    return None
+
+
+def _has(text: str, categories: Collection[str]) -> bool:
+    return any(unicodedata.category(c) in categories for c in text)
 
 
 def clean_label(text: str) -> str | None:

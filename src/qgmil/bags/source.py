@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+from qgmil.bags import hints
 from qgmil.bags.bag import Bag, merge_bags
 from qgmil.bags.manifest import BagRecord, Manifest, records_per_patient, scan_manifest
 from qgmil.bags.problems import Problem, bad_id
 from qgmil.bags.readers import feature_suffixes
 from qgmil.bags.table import looks_like_table, scan_table
-from qgmil.bags.tabular import TABLE_SUFFIXES
+from qgmil.bags.tabular import TABLE_SUFFIXES, os_errors
 from qgmil.errors import ManifestError
 
 PathLikes = str | PathLike[str] | Sequence[str | PathLike[str]]
@@ -39,19 +40,22 @@ def scan_source(
 ) -> Source:
     """Read the table, or list the files; no feature file is opened.
 
+    A table is one of instances or of files by its content; with `features`, a column of files, it is one of files.
+
     Raises:
         ManifestError: unreadable, a missing column, or bare files where labels are wanted.
     """
     if not isinstance(path, str | PathLike):
         return _bare([Path(p) for p in path], Path("the given files"), labels)
     path = Path(path)
-    if path.is_dir():
-        return _bare(_inside(path), path, labels)
+    with os_errors(path):
+        if path.is_dir():
+            return _bare(_inside(path), path, labels)
     suffix = path.suffix.lower()
     if suffix in feature_suffixes() - TABLE_SUFFIXES:
         return _bare([path], path, labels)
-    if looks_like_table(path, label=label, patient_id=patient_id):
-        name = None if bag_id == "bag_id" else bag_id
+    name = None if bag_id == "bag_id" else bag_id
+    if features is None and looks_like_table(path, label=label, bag_id=name, patient_id=patient_id):
         bags, problems = scan_table(path, label=label, bag_id=name, patient_id=patient_id, require_labels=labels)
         return Source(tuple(bags), tuple(problems), path)
     manifest, problems = scan_manifest(
@@ -87,7 +91,8 @@ def _bare(files: Iterable[Path], path: Path, labels: bool) -> Source:
     if labels:
         raise ManifestError(
             f"{path}: feature files alone have no labels; give a manifest (CSV or parquet) with the columns "
-            "bag_id, label and features, or ask for no labels (prediction)"
+            f"bag_id, label and features ({hints.flag('label')} names another column of labels); without labels "
+            "there is only qgmil predict (labels=False in Python)"
         )
     return Source(Manifest.from_files(files).records, (), path)
 

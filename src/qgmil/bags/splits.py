@@ -125,17 +125,14 @@ def from_column(
         check: False allows patients on two sides, to show what such a split does to the scores.
 
     Raises:
-        SplitError: a column that is not there, other values, a part without bags, or a patient on two sides.
+        SplitError: a column that is not there, other values, a part without bags, a patient on two sides, or
+            (also with ``check=False``) bags merged by patient whose rows disagree.
     """
     names = [columns] if isinstance(columns, str) else list(columns)
     if not names or not records:
         raise SplitError("a split needs at least one column and one bag")
     for name in names:
-        if name not in records[0].extra:
-            raise SplitError(
-                f"there is no column {name!r} to read a split from; "
-                f"the other columns are {listing(records[0].extra, 40)}"
-            )
+        _check_column(records, name)
     if len(names) == 1 and all(re.fullmatch(r"[0-9]+", r.extra[names[0]]) for r in records):
         splits = _from_folds(records, names[0])
     else:
@@ -151,6 +148,24 @@ def from_column(
             split = Split(train, held, split.test, split.name)
         finished.append(split)
     return tuple(finished)
+
+
+def _check_column(records: Sequence[BagRecord], column: str) -> None:
+    """Refuse a column that some bag lacks, because there is none or because its patient's rows disagree."""
+    clashes = [r for r in records if column in r.conflicts]
+    if clashes:
+        first = clashes[0]
+        more = f" (and {len(clashes) - 1} more patients)" if len(clashes) > 1 else ""
+        raise SplitError(
+            f"column {column!r}: the rows of patient {first.group!r} have {listing(first.conflicts[column])}{more}; "
+            "a patient's bags must stay together, or the scores are too good: give all rows of a patient one value"
+        )
+    lacking = next((r for r in records if column not in r.extra), None)
+    if lacking is not None:
+        raise SplitError(
+            f"there is no column {column!r} to read a split from (bag {lacking.bag_id!r} has none); "
+            f"the other columns are {listing(lacking.extra, 40)}"
+        )
 
 
 def _from_sides(records: Sequence[BagRecord], column: str) -> Split:

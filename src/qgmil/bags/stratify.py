@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from qgmil.bags import hints
 from qgmil.bags.problems import sorted_labels
 from qgmil.bags.readers.base import listing
 from qgmil.errors import SplitError
@@ -46,7 +47,10 @@ class GroupedBags:
         if twice := [i for i, n in Counter(bag_ids).items() if n > 1]:
             raise SplitError(f"bag {listing(twice)} is there more than once; bag ids must be unique")
         if blank := [i for i, label in zip(bag_ids, labels, strict=True) if label is None]:
-            raise SplitError(f"bag {listing(blank)} has no label, so it cannot be stratified; skip unlabelled bags")
+            raise SplitError(
+                f"bag {listing(blank)} has no label, so it cannot be stratified; "
+                f"fill it in, or {hints.skip('unlabelled')}"
+            )
         unique, classes = tuple(dict.fromkeys(groups)), sorted_labels(labels)
         group_at = {g: i for i, g in enumerate(unique)}
         class_at: dict[str | None, int] = {c: i for i, c in enumerate(classes)}
@@ -59,7 +63,9 @@ class GroupedBags:
     def check_folds(self, k: int, needed: int) -> None:
         """Refuse folds that would have nobody, or nobody of some class, to test on."""
         if len(self.unique) < needed:
-            raise SplitError(f"{len(self.unique)} patients cannot fill {k} folds; use fewer folds, or val=0")
+            raise SplitError(
+                f"{len(self.unique)} patients cannot fill {k} folds; use fewer folds (--folds), or val=0 in Python"
+            )
         patients = (self.counts > 0).sum(axis=0)
         rarest = int(patients.argmin())
         if patients[rarest] < k:

@@ -15,13 +15,32 @@ import numpy as np
 import polars as pl
 import torch
 
+from qgmil.bags import hints
 from qgmil.bags.bag import Bag
-from qgmil.bags.manifest import FILE_COLUMNS
-from qgmil.bags.problems import Problem, bad_id, clean_label, missing_column, raise_problems
-from qgmil.bags.tabular import cells_of, check_table_path, decode, is_parquet, long_cells, read_parquet, sniff_separator
+from qgmil.bags.manifest import FILE_COLUMNS, is_patient_like, looks_like_patient, squashed
+from qgmil.bags.problems import Problem, bad_id, bad_label, clean_label, missing_column, raise_problems
+from qgmil.bags.readers.base import listing
+from qgmil.bags.tabular import (
+    cells_of,
+    check_table_path,
+    decode,
+    is_parquet,
+    long_cells,
+    os_errors,
+    read_bytes,
+    read_parquet,
+    sniff_separator,
+)
 from qgmil.errors import ManifestError
 
 BAG_COLUMNS = ("bag", "bag_id")
+# What such columns hold names a bag or an instance, places it, or gives the answer away: no feature by accident.
+NO_FEATURES = re.compile(
+    r"|labels?|class|target|diagnosis|bag|bagid|(slide|image|sample)(id)?"
+    r"|(fold|split|cv|cvfold)s?[0-9]*|set|part|subset|partition"
+    r"|x|y|(coords?|pos|tile|patch|cell)[xy]|[xy](coord|pos)|row|col|column"
+    r"|(instance|cell|tile|patch|row)(id|index|label)?s?|id|index|unnamed[0-9]+|indexlevel[0-9]+"
+)
 MAX_PROBLEMS = 100  # a column of text in a table of features would otherwise be a million
 
 
@@ -32,12 +51,20 @@ class _Columns:
     label: int | None
     bag: int
     patient: int | None
+    ignored: tuple[int, ...] = ()
 
     def features(self, width: int) -> list[int]:
-        return [i for i in range(width) if i not in (self.label, self.bag, self.patient)]
+        others = {self.label, self.bag, self.patient, *self.ignored}
+        return [i for i in range(width) if i not in others]
 
 
-def looks_like_table(path: str | PathLike[str], *, label: str = "label", patient_id: str | None = "patient_id") -> bool:
+def looks_like_table(
+    path: str | PathLike[str],
+    *,
+    label: str = "label",
+    bag_id: str | None = None,
+    patient_id: str | None = "patient_id",
+) -> bool:
     """Whether a CSV or parquet file is a long table of instances rather than a manifest of files (by content)."""
     path = Path(path)
     check_table_path(path)
@@ -50,11 +77,13 @@ def looks_like_table(path: str | PathLike[str], *, label: str = "label", patient
             return True
         header, first = lines[0], lines[1] if len(lines) > 1 else []
     names = [c.strip().lower() for c in header]
-    if not set(BAG_COLUMNS) & set(names) or set(FILE_COLUMNS) & set(names):
+    bags = {*BAG_COLUMNS, *([] if bag_id is None else [bag_id.lower()])}
+    if not bags & set(names) or set(FILE_COLUMNS) & set(names):
         return False
-    keys = {*BAG_COLUMNS, label.lower(), (patient_id or "").lower()}
-    values = [v for name, v in zip(names, first, strict=False) if name not in keys]
-    return _mostly_numbers(values)
+    keys = {*bags, label.lower(), (patient_id or "").lower()}
+    values = {name: v for name, v in zip(names, first, strict=False) if name not in keys}
+    likely = [v for name, v in values.items() if not _no_feature(name)]
+    return _mostly_numbers(likely or list(values.values()))
 
 
 def read_table(
@@ -68,12 +97,15 @@ def read_table(
     """Read a long table into bags, in the order in which they first appear.
 
     With a header: the columns `label`, `bag_id` (None: "bag" or "bag_id") and, if there, `patient_id`; all others
-    are features. Without a header (first line all numbers): column 0 is the label, column 1 the bag.
-    Labels "1.0" and "1" are the same label "1". Features are float32.
+    are features. Columns whose names say patient, label, split, position or number of an instance are never features:
+    those of a patient are refused where `patient_id` is not there and else left out, the others are refused.
+    Without a header (first line all numbers): column 0 is the label, column 1 the bag.
+    Labels "1.0" and "1" are the same label "1". Features are float32. ``require_labels=False`` (prediction) allows
+    the columns of labels and of patients to be missing.
 
     Raises:
-        ManifestError: unreadable, a missing column, cells that are blank or no numbers (bag, line, column and value
-            are named), or different labels or patients inside a bag.
+        ManifestError: unreadable, a missing column, one that cannot be a feature, cells that are blank or no numbers
+            (bag, line, column and value are named), or different labels or patients inside a bag.
     """
     options = {"label": label, "bag_id": bag_id, "patient_id": patient_id, "require_labels": require_labels}
     bags, problems = scan_table(Path(path), **options)  # type: ignore[arg-type]
@@ -121,7 +153,7 @@ def _frame(path: Path) -> tuple[pl.DataFrame, bool, int]:
     """The cells, whether the columns have names, and the number of the first line of data."""
     if is_parquet(path):
         return read_parquet(path), True, 1
-    raw = path.read_bytes()
+    raw = read_bytes(path)
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raw = decode(path, raw).encode()
     body = raw.lstrip(b"\r\n")
@@ -173,10 +205,37 @@ def _columns(
         raise missing_column(path, bag, names, "bag_id")
     if require_labels and label not in names:
         raise missing_column(path, label, names, "label")
-    if patient_id is not None and patient_id != "patient_id" and patient_id not in names:
-        raise missing_column(path, patient_id, names, "patient_id")
     position = {name: i for i, name in enumerate(names)}
-    return _Columns(position.get(label), position[bag], position.get(patient_id) if patient_id else None)
+    patient = position.get(patient_id) if patient_id else None
+    known = (position.get(label), position[bag], patient)
+    alike = [i for i, name in enumerate(names) if i not in known and is_patient_like(name)]
+    if patient_id is not None and patient is None and require_labels:
+        if patient_id != "patient_id":
+            raise missing_column(path, patient_id, names, "patient_id")
+        # Such a column would become a feature, and its patients would be split in two.
+        if alike:
+            raise looks_like_patient(path, names[alike[0]])
+    columns = _Columns(position.get(label), position[bag], patient, tuple(alike))
+    _check_features(path, [names[i] for i in columns.features(len(names))])
+    return columns
+
+
+def _no_feature(name: str) -> bool:
+    return is_patient_like(name) or bool(NO_FEATURES.fullmatch(squashed(name)))
+
+
+def _check_features(path: Path, names: list[str]) -> None:
+    """Refuse columns that are hardly meant as features; which of them is the label or the bag, the user can say."""
+    odd = [n for n in names if _no_feature(n)]
+    if odd:
+        one = "has no name (the index of a data frame?)" if not odd[0] else f"{odd[0]!r} would become a feature"
+        more = f" (as would {listing(odd[1:], 10)})" if odd[1:] else ""
+        raise ManifestError(
+            f"{path}: the column {one}{more}; in a long table every column is one except the label "
+            f"({hints.flag('label')}), the bag ({hints.flag('bag_id')}) and the patient ({hints.flag('patient_id')}; "
+            "label, bag_id and patient_id in Python): take the column out of the table, or, if it is a feature, "
+            "give it another name"
+        )
 
 
 def _numbers(
@@ -207,6 +266,9 @@ def _bag_problems(
 ) -> list[Problem]:
     if reason := bad_id(name):
         return [Problem("bad-id", name, f"{where}: bag id {name!r} cannot be used, {reason}; give it another")]
+    if reason := bad_label(labels[rows[0]]):
+        message = f"{where}: the label {labels[rows[0]]!r} of bag {name!r} cannot be used, {reason}"
+        return [Problem("label", name, f"{message}; write it on one line")]
     for what, values in (("label", labels), ("patient", patients)):
         other = next((r for r in rows if values[r] != values[rows[0]]), None)
         if other is not None:
@@ -237,9 +299,9 @@ def _plain_number(text: str) -> str:
 
 def _first_lines(path: Path, count: int) -> list[list[str]]:
     """The cells of the first lines that are not blank."""
-    with path.open("rb") as handle:
+    with os_errors(path), path.open("rb") as handle:
         utf16 = handle.read(2) in (b"\xff\xfe", b"\xfe\xff")
-    with path.open(encoding="utf-16" if utf16 else "utf-8-sig", errors="replace", newline="") as text:
+    with os_errors(path), path.open(encoding="utf-16" if utf16 else "utf-8-sig", errors="replace", newline="") as text:
         lines = list(islice((line for line in text if line.strip()), count))
     if not lines:
         raise ManifestError(f"{path}: has no lines")

@@ -56,6 +56,13 @@ def read_text_table(path: Path) -> TextTable:
 
 def check_table_path(path: Path) -> None:
     """Refuse what is no regular file with something in it."""
+    if "\0" in str(path):
+        raise ManifestError(f"{str(path)!r}: a path cannot contain a zero byte; correct the path")
+    with os_errors(path):
+        _check_regular(path)
+
+
+def _check_regular(path: Path) -> None:
     if path.is_dir():
         raise ManifestError(f"{path}: is a folder; name the table of bags (CSV or parquet) inside it")
     if not path.exists():
@@ -64,6 +71,23 @@ def check_table_path(path: Path) -> None:
         raise ManifestError(f"{path}: is a spreadsheet; save it as CSV (UTF-8) or parquet")
     if not path.is_file() or path.stat().st_size == 0:
         raise ManifestError(f"{path}: is empty or not a regular file; expected a CSV or parquet table")
+
+
+@contextmanager
+def os_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system says (no permission, a name too long) into a `ManifestError`."""
+    try:
+        yield
+    except OSError as error:
+        name = str(path) if len(str(path)) <= 1000 else f"{str(path)[:100]}..."
+        reason = error.strerror or str(error)
+        raise ManifestError(f"{name}: cannot be opened ({reason}); check the path and its permissions") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file, or a `ManifestError`."""
+    with os_errors(path):
+        return path.read_bytes()
 
 
 def read_parquet(path: Path) -> pl.DataFrame:
@@ -110,7 +134,7 @@ def long_cells() -> Iterator[None]:
 
 
 def _read_csv(path: Path) -> TextTable:
-    lines = _parse(path, decode(path, path.read_bytes()))
+    lines = _parse(path, decode(path, read_bytes(path)))
     if not lines:
         raise ManifestError(f"{path}: has no header line")
     header = [c.strip() for c in lines[0][1]]

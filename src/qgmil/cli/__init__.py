@@ -22,6 +22,7 @@ app = App(
         "  qgmil predict runs/first new_bags.csv -o predictions.csv"
     ),
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # main says how to go on
 )
 for _verb, _help in {
     "check": "Read every bag once; say what is there and everything that is wrong.",
@@ -45,14 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result = app(arguments, result_action="return_value")
         code = result if isinstance(result, int) else 0
     except QGMILError as error:
-        if type(error).__name__ == "Interrupted":
-            code = INTERRUPTED
-        else:
-            print(f"qgmil: {error}", file=sys.stderr)
-            code = 1
-    except KeyboardInterrupt:
-        print("qgmil: interrupted", file=sys.stderr)
+        print(f"qgmil: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt as stop:
+        print(f"qgmil: {str(stop) or 'interrupted'}", file=sys.stderr)
         code = INTERRUPTED
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, a folder that went away
+        print(f"qgmil: {error}", file=sys.stderr)
+        code = 1
     sys.exit(code)

@@ -16,7 +16,10 @@ def compare(runs: Annotated[list[Path], Parameter(negative=())], /) -> None:
     runs
         Run folders. Compare only runs on the same manifest and splits.
     """
-    from qgmil.cli.output import console
+    from qgmil.cli.output import console, say
+    from qgmil.report.data import same_bags
     from qgmil.report.tables import comparison_table
 
     console.print(comparison_table(runs))
+    if not same_bags(runs):
+        say("these runs were trained or tested on different bags or splits: their figures do not compare")

@@ -14,7 +14,7 @@ def demo(
     *,
     folds: int = 5,
     repeats: int = 2,
-    epochs: int = 40,
+    epochs: int = 20,
 ) -> None:
     """Train and compare QG-MIL and gated ABMIL on UCSB breast-cancer histology (58 images, real).
 
@@ -33,7 +33,7 @@ def demo(
         Most epochs a model.
     """
     from qgmil.attention.figures import mass_curve_figure
-    from qgmil.cli.output import RichProgress, console, messages
+    from qgmil.cli.output import RichProgress, console, say
     from qgmil.datasets.mil_tables import mil_table
     from qgmil.evaluation.figures import save_figure
     from qgmil.report.data import load_result
@@ -50,9 +50,9 @@ def demo(
         run = output / model
         values = {"model": model, "folds": folds, "seeds": repeats, "resplit": True, "epochs": epochs}
         if is_finished(run):
-            messages.print(f"{run} is trained already; delete {output} to train again", soft_wrap=True)
+            say(f"{run} is trained already; delete {output} to train again")
         else:
-            messages.print(f"training {model}: {folds} folds, {repeats} times")
+            say(f"training {model}: {folds} folds, {repeats} times")
             with RichProgress() as progress:
                 if (run / "config.yaml").is_file():
                     resume_run(run, progress)
@@ -68,5 +68,4 @@ def demo(
     )
     picture = save_figure(figure, output / "attention_mass.png")
     console.print(comparison_table(runs))
-    console.print(f"pages: {runs[0] / 'report.html'}, {runs[1] / 'report.html'}", soft_wrap=True)
-    console.print(f"picture: {picture}", soft_wrap=True)
+    say(f"pages: {runs[0] / 'report.html'}, {runs[1] / 'report.html'}   picture: {picture}")

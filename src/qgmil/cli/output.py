@@ -18,6 +18,11 @@ console = Console(highlight=False)
 messages = Console(stderr=True, highlight=False)
 
 
+def say(text: str) -> None:
+    """A message on standard error; never read as markup, because it names files and bags."""
+    messages.print(text, markup=False, soft_wrap=True)
+
+
 class Once(logging.Handler):
     """Shows each message of the library once, however many models say it."""
 
@@ -30,7 +35,7 @@ class Once(logging.Handler):
         text = record.getMessage()
         if text not in self.shown:
             self.shown.add(text)
-            messages.print(text, markup=False)
+            say(text)
 
 
 class RichProgress:
@@ -118,5 +123,5 @@ def finish_run(folder: Path, *, quiet: bool = False) -> None:
         console.print(comparison_table([folder]))
         skipped = read_metrics(folder).get("skipped") or []
         if skipped:
-            messages.print(f"{len(skipped)} bags were skipped as asked; they are listed in {folder / 'metrics.json'}")
-        messages.print(f"run folder: {folder}   page: {folder / 'report.html'}", soft_wrap=True)
+            say(f"{len(skipped)} files or bags were skipped as asked; they are listed in {folder / 'skipped.csv'}")
+        say(f"run folder: {folder}   page: {folder / 'report.html'}")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
+
+from qgmil.cli.options import Device, Positive, given
+from qgmil.training.config import DataConfig
 
 
 def predict(
@@ -14,10 +17,11 @@ def predict(
     /,
     *,
     output: Annotated[Path, Parameter(alias="-o")],
-    features: str | None = None,
-    device: Literal["auto", "cpu", "cuda", "mps"] | None = None,
-    batch_size: int | None = None,
+    new_cohort: Annotated[bool, Parameter(negative=())] = False,
+    device: Device = None,
+    batch_size: Positive = None,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
+    data: Annotated[DataConfig | None, Parameter(name="*", group="Bags")] = None,
 ) -> None:
     """Predict bags with a run: the mean over its models, probabilities calibrated and not.
 
@@ -29,8 +33,8 @@ def predict(
         A manifest (labels are not needed), a folder of feature files, or feature files.
     output
         CSV file to write.
-    features
-        Manifest column with the feature files, if it has another name than in training.
+    new_cohort
+        Bags and patients named as in training are others: mark none as seen.
     device
         Where to run. Default: as the run was configured.
     batch_size
@@ -39,7 +43,7 @@ def predict(
         Replace the output file if it exists.
     """
     from qgmil.bags.dataset import open_bags
-    from qgmil.cli.output import Counter, messages
+    from qgmil.cli.output import Counter, say
     from qgmil.errors import RunError
     from qgmil.files import write_csv
     from qgmil.training.members import load_run, predict_run
@@ -49,16 +53,18 @@ def predict(
     if output.exists() and not overwrite:
         raise RunError(f"{output} exists already: choose another name, or --overwrite")
     loaded = load_run(run)
-    given = {} if features is None else {"features": features}
-    found = open_bags(bags[0] if len(bags) == 1 else bags, **{**loaded.config.opening(), **given}, labels=False)
+    used = loaded.config.model_copy(update=given(data))
+    skip = tuple(kind for kind in used.skip if kind != "unlabelled")
+    found = open_bags(bags[0] if len(bags) == 1 else bags, **used.opening(), skip=skip, labels=False)
     settings = {k: v for k, v in (("device", device), ("batch_size", batch_size)) if v is not None}
     with Counter("bags", len(found) * len(loaded.members)) as count:
-        rows = predict_run(loaded, found, on_bags=count, **settings)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_csv(output, rows)
-    except OSError as error:
-        raise RunError(f"{output}: cannot write the predictions ({error.strerror or error})") from None
+        rows = predict_run(loaded, found, new_cohort=new_cohort, on_bags=count, **settings)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(output, rows)
+    if loaded.note:
+        say(loaded.note)
+    for bag_id, reason in found.skipped:
+        say(f"skipped {bag_id}: {reason}")
     seen = sum(row["seen"] == "yes" for row in rows)
-    note = f"; {seen} of them shaped the run (column seen)" if seen else ""
-    messages.print(f"{len(rows)} bags predicted by {len(loaded.members)} models{note}: {output}", soft_wrap=True)
+    note = f"; {seen} of them, by name, shaped the run (column seen)" if seen else ""
+    say(f"{len(rows)} bags predicted by {len(loaded.members)} models{note}: {output}")

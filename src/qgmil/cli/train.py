@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
-from pydantic import BaseModel
 
+from qgmil.cli.options import given
 from qgmil.errors import ConfigError
 from qgmil.training.config import DataConfig, FitConfig, ModelConfig, SplitConfig, TrainConfig, read_yaml
 
@@ -58,53 +58,28 @@ def train(
         No progress, only errors.
     """
     from qgmil.cli.output import RichProgress, finish_run
-    from qgmil.training.fit import Interrupted
     from qgmil.training.run import Silent, resume_run, train_run
 
-    flags = _given(data, split, model, fit)
+    flags = given(data, split, model, fit)
     if resume is not None:
         if manifest is not None or output is not None or config is not None or flags:
             raise ConfigError("--resume takes the run's own configuration: give only the run folder")
     elif manifest is None:
         raise ConfigError("give a table of bags (qgmil train bags.csv), or --resume RUN")
-    folder = resume
-    try:
-        with Silent() if quiet else RichProgress() as progress:
-            if resume is not None:
-                resume_run(resume, progress)
-            else:
-                assert manifest is not None
-                settings = TrainConfig.build({**({} if config is None else read_yaml(config)), **flags}, "options")
-                folder = output or Path("runs") / f"{manifest.stem}-{settings.model}"
-                train_run(manifest, folder, settings, progress)
-    except Interrupted:
-        print(f"interrupted; continue with: qgmil train --resume {folder}")
-        raise
-    assert folder is not None
+    with Silent() if quiet else RichProgress() as progress:
+        if resume is not None:
+            folder = resume_run(resume, progress)
+        else:
+            assert manifest is not None
+            settings = _merged({} if config is None else read_yaml(config), flags)
+            folder = output or Path("runs") / f"{manifest.stem}-{settings.model}"
+            train_run(manifest, folder, settings, progress)
     finish_run(folder, quiet=quiet)
 
 
-def _given(*sections: BaseModel | None) -> dict[str, Any]:
-    """The options that were typed, so that a YAML file's values are not overwritten by defaults."""
-    values: dict[str, Any] = {}
-    for section in sections:
-        if section is not None:
-            values |= {name: getattr(section, name) for name in section.model_fields_set}
-    if "options" in values:
-        values["options"] = {k.replace("-", "_"): _number(v) for k, v in values["options"].items()}
-    return values
-
-
-def _number(text: Any) -> Any:
-    """``--options.width 256`` arrives as text."""
-    if not isinstance(text, str):
-        return text
-    named = {"true": True, "false": False, "none": None}
-    if text.lower() in named and text != "none":
-        return named[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def _merged(file: dict[str, Any], flags: dict[str, Any]) -> TrainConfig:
+    """Flags over the file, the aggregator's options one by one."""
+    values = {**file, **flags}
+    if isinstance(file.get("options"), dict) and "options" in flags:
+        values["options"] = {**file["options"], **flags["options"]}
+    return TrainConfig.build(values, "options")

@@ -48,10 +48,15 @@ BLOCK_ENTRIES = 2**24
 def _attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """Attention of one bag ``(1, H, n, d)``, memory linear in n.
 
-    PyTorch has no fused kernel with dropout for the CPU: there blocks of queries are attended one after the other
-    and recomputed in the backward pass.
+    PyTorch has fused kernels with dropout for CUDA alone: elsewhere blocks of queries are attended one after the other
+    and recomputed in the backward pass. On CUDA the kernels want heads of a multiple of 8 channels, and what does not
+    fit takes the quadratic path: such heads are padded with zeros, which change neither products nor results.
     """
-    if dropout == 0.0 or q.device.type != "cpu":
+    cuda, width = q.device.type == "cuda", q.shape[-1]
+    if cuda and width % 8:
+        q, k, v = (F.pad(x, (0, -width % 8)) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=width**-0.5)[..., :width]
+    if dropout == 0.0 or cuda:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     rows = max(1, BLOCK_ENTRIES // (q.shape[1] * k.shape[2]))
     blocks = [

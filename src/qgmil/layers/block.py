@@ -41,7 +41,7 @@ class GatedBlock(nn.Module):
         eps: float,
     ) -> None:
         super().__init__()
-        if mlp not in MLPS:
+        if not isinstance(mlp, str) or mlp not in MLPS:
             raise ConfigError(f"unknown mlp {mlp!r}: choose one of {', '.join(MLPS)}")
         self.input_layernorm = make_norm(norm, dim, eps)
         self.self_attn = attention

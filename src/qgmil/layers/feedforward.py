@@ -23,7 +23,7 @@ def activation_named(name: str) -> Callable[[Tensor], Tensor]:
     Raises:
         ConfigError: unknown name (the release turns a misspelt one into SiLU silently).
     """
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ConfigError(f"unknown activation {name!r}: choose one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 

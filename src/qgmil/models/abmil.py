@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from qgmil.bags.bag import PackedBags
 from qgmil.errors import ConfigError
 from qgmil.layers.pooling import AttentionScore, segment_softmax, weighted_sum
-from qgmil.models.base import Aggregator, apply_head, check_rates, check_sizes, load_strict, rename_state
+from qgmil.models.base import (
+    Aggregator,
+    apply_head,
+    check_rates,
+    check_sizes,
+    fold_standardization,
+    load_strict,
+    rename_state,
+)
 from qgmil.models.output import BagOutput
 from qgmil.models.registry import register_model
 
@@ -84,6 +92,7 @@ class ABMIL(Aggregator):
         return model.eval()
 
     def to_released(self) -> dict[str, Tensor]:
-        """Weights under the names of the authors' release."""
+        """Weights under the names of the authors' release; standardisation is folded into the embedding."""
         names = _PLAIN_NAMES if self.score.attention_U is None else _GATED_NAMES
-        return rename_state(self.state_dict(), {ours: theirs for theirs, ours in names.items()})
+        state = fold_standardization(self.state_dict(), self, "embed.0")
+        return rename_state(state, {ours: theirs for theirs, ours in names.items()})

@@ -21,7 +21,9 @@ from qgmil.models.output import BagOutput
 class ClosedForm(Protocol):
     """An aggregator that is fitted in one go instead of by gradient descent."""
 
-    def fit_closed_form(self, bags: Iterable[Bag], classes: Sequence[str], *, seed: int = 0) -> None:
+    def fit_closed_form(
+        self, bags: Iterable[Bag], classes: Sequence[str], *, class_weights: Tensor | None = None, seed: int = 0
+    ) -> None:
         """Fit on labelled bags."""
 
 
@@ -73,7 +75,7 @@ class Aggregator(nn.Module, ABC):
         packed = self.prepare(packed)
         out = self.forward_packed(packed, return_attention)
         if out.attention is not None:
-            out.attention = layout.restore(out.attention, packed)
+            out.attention = layout.restore(out.attention)
         return out
 
     def prepare(self, bags: PackedBags) -> PackedBags:
@@ -101,14 +103,18 @@ class Aggregator(nn.Module, ABC):
         Args:
             output: of `forward`.
             labels: ``(B,)`` class indices; 0 or 1 with one logit.
-            class_weights: ``(C,)`` (two with one logit); the mean is weighted by them.
+            class_weights: ``(C,)`` (two with one logit); each bag's loss is multiplied by its class's. The mean is over
+                bags, not over weights, so that they also count in batches of one bag.
             label_smoothing: share of the target spread over all classes.
         """
         logits = output.logits.float() if output.logits.dtype in (torch.float16, torch.bfloat16) else output.logits
         if self.num_classes == 1:  # one logit z is the two logits [0, z]
             logits = F.pad(logits, (1, 0))
         weights = None if class_weights is None else class_weights.to(logits)
-        return F.cross_entropy(logits, labels.long(), weight=weights, label_smoothing=label_smoothing)
+        losses = F.cross_entropy(
+            logits, labels.long(), weight=weights, label_smoothing=label_smoothing, reduction="none"
+        )
+        return losses.mean()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -171,6 +177,21 @@ def check_rates(**rates: Any) -> None:
     for name, value in rates.items():
         if not isinstance(value, int | float) or not 0 <= value < 1:
             raise ConfigError(f"{name} must be at least 0 and less than 1, got {value!r}")
+
+
+def fold_standardization(state: dict[str, Tensor], model: Aggregator, linear: str) -> dict[str, Tensor]:
+    """The state with the model's standardisation, if it has one, inside its first layer, called `linear`.
+
+    ``W (x - mean) / std + b = (W / std) x + (b - (W / std) mean)``.
+    """
+    state = {k: v for k, v in state.items() if not k.startswith("standardize.")}
+    if model.standardize is not None:
+        weight = state[f"{linear}.weight"]
+        scaled = weight.double() / model.standardize.std.double()
+        shift = scaled @ model.standardize.mean.double()
+        state[f"{linear}.weight"] = scaled.to(weight.dtype)
+        state[f"{linear}.bias"] = (state[f"{linear}.bias"].double() - shift).to(weight.dtype)
+    return state
 
 
 def rename_state(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qgmil.bags.bag import Bag, PackedBags
 from qgmil.errors import ConfigError
@@ -31,6 +31,8 @@ class LinearProbe(Aggregator):
 
     def __init__(self, in_dim: int, num_classes: int, *, c: float = 1.0) -> None:
         super().__init__(in_dim, num_classes)
+        if not isinstance(c, int | float) or not c > 0:
+            raise ConfigError(f"c must be a number above 0, got {c!r}")
         self.c = c
         self.head = nn.Linear(in_dim, num_classes)
 
@@ -39,12 +41,15 @@ class LinearProbe(Aggregator):
         return BagOutput(apply_head(self.head, embedding), embedding)
 
     @torch.no_grad()
-    def fit_closed_form(self, bags: Iterable[Bag], classes: Sequence[str], *, seed: int = 0) -> None:
+    def fit_closed_form(
+        self, bags: Iterable[Bag], classes: Sequence[str], *, class_weights: Tensor | None = None, seed: int = 0
+    ) -> None:
         """Fit on labelled bags; a class without bags gets a logit that never wins.
 
         Args:
             bags: training bags.
             classes: class names in the order of the logits.
+            class_weights: ``(C,)`` weights of the bags of each class.
             seed: of the solver.
 
         Raises:
@@ -62,7 +67,8 @@ class LinearProbe(Aggregator):
         if len(set(labels)) < 2:
             raise ConfigError("the linear probe needs training bags of at least two classes")
         fit = make_pipeline(StandardScaler(), LogisticRegression(C=self.c, max_iter=5000, random_state=seed))
-        fit.fit(np.stack(means), labels)
+        weights = None if class_weights is None else class_weights.numpy()[labels]
+        fit.fit(np.stack(means), labels, logisticregression__sample_weight=weights)
         scaler, regression = fit[0], fit[1]
         weight = regression.coef_ / scaler.scale_
         bias = regression.intercept_ - weight @ scaler.mean_

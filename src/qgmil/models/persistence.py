@@ -22,9 +22,9 @@ def save_model(model: Aggregator, folder: str | Path, **extra: Any) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with atomic_path(folder / WEIGHTS) as partial:
-        save_file(state, partial)
     write_json(folder / CONFIG, {**model.config, **extra})
+    with atomic_path(folder / WEIGHTS) as partial:  # last: where there are weights, there is a configuration
+        save_file(state, partial)
 
 
 def read_model_config(folder: str | Path) -> dict[str, Any]:

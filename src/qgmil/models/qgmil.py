@@ -17,7 +17,7 @@ from qgmil.layers.attention import GatedSelfAttention, LayerAttention
 from qgmil.layers.block import GatedBlock
 from qgmil.layers.norm import NORMS, outer_norm
 from qgmil.layers.pooling import NormedAttentionPool, segment_max, segment_mean
-from qgmil.models.base import Aggregator, apply_head, check_rates, check_sizes, load_strict
+from qgmil.models.base import Aggregator, apply_head, check_rates, check_sizes, fold_standardization, load_strict
 from qgmil.models.output import BagOutput
 from qgmil.models.registry import register_model
 from qgmil.models.released import infer_config, options_of_release, released_config
@@ -224,14 +224,8 @@ class QGMIL(Aggregator):
             ConfigError: the plain MLP, which the release does not have.
         """
         released_config(self)
-        state = {k: v.detach().clone() for k, v in self.state_dict().items() if not k.startswith("standardize.")}
-        if self.standardize is not None:
-            weight = state["input_proj.0.weight"].double() / self.standardize.std.double()
-            shift = weight @ self.standardize.mean.double()
-            dtype = state["input_proj.0.weight"].dtype
-            state["input_proj.0.bias"] = (state["input_proj.0.bias"].double() - shift).to(dtype)
-            state["input_proj.0.weight"] = weight.to(dtype)
-        return state
+        state = {k: v.detach().clone() for k, v in self.state_dict().items()}
+        return fold_standardization(state, self, "input_proj.0")
 
     def released_config(self) -> dict[str, Any]:
         """The fields of the released configuration that rebuild this model there.

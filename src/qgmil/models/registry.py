@@ -135,6 +135,7 @@ def load_released(name: str, state_dict: Mapping[str, Tensor], config: Mapping[s
     """
     entry = find_entry(name)
     model = entry.cls.from_released(state_dict, config)
-    if model.name != name and find_entry(model.name).cls is entry.cls and not name.startswith(model.name + "_"):
+    found = find_entry(model.name).preset
+    if any(entry.preset.get(option, value) != value for option, value in found.items()):
         raise ConfigError(f"these weights are of {model.name!r}, not of {name!r}")
     return model

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from qgmil.errors import RunError
-from qgmil.training.config import TrainConfig
-from qgmil.training.runfolder import METRICS, PREDICTIONS, cell_folders, read_metrics, read_run
+from qgmil.training.config import TrainConfig, read_yaml
+from qgmil.training.runfolder import CONFIG, METRICS, SPLIT, cell_folders, read_metrics, read_predictions, read_run
 
 
 @dataclass(frozen=True)
@@ -91,19 +91,27 @@ class RunResult:
         attention = self.metrics["attention"]
         return self.metrics["attention_curve"] if self.many else attention and attention["curve"]
 
-    def predictions(self, *, calibrated: bool = False) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
-        """Test predictions: the table, probabilities ``(n, C)`` and class indices ``(n,)``, all seeds together."""
-        table = pl.read_csv(self.folder / PREDICTIONS, infer_schema=False).filter(pl.col("part") == "test")
+    def predictions(self, *, calibrated: bool = False) -> tuple[list[dict[str, str]], np.ndarray, np.ndarray]:
+        """Test predictions: the rows, probabilities ``(n, C)`` and class indices ``(n,)``, all seeds together."""
+        rows = [r for r in read_predictions(self.folder) if r["part"] == "test"]
         column = "calibrated" if calibrated else "probability"
-        probabilities = table.select(pl.col(f"{column}_{c}").cast(pl.Float64) for c in self.classes).to_numpy()
-        index = {c: i for i, c in enumerate(self.classes)}
-        return table, probabilities, np.array([index[y] for y in table["label"]])
+        probabilities = np.array([[float(r[f"{column}_{c}"]) for c in self.classes] for r in rows])
+        return rows, probabilities, np.array([self.classes.index(r["label"]) for r in rows])
 
 
 def _score(entry: dict[str, Any] | None) -> Score:
     if entry is None:
         return Score(None)
     return Score(entry["mean"], entry["sd"], entry["n_undefined"])
+
+
+def same_bags(runs: Sequence[str | Path]) -> bool:
+    """Whether all runs have the same manifest and the same parts in every cell."""
+    seen = set()
+    for run in map(Path, runs):
+        splits = tuple((cell / SPLIT).read_bytes() for cell in cell_folders(run) if (cell / SPLIT).is_file())
+        seen.add((read_yaml(run / CONFIG).get("manifest_sha256"), splits))
+    return len(seen) <= 1
 
 
 def load_result(folder: str | Path) -> RunResult:

@@ -129,9 +129,8 @@ def _attention_rows(result: RunResult) -> list[tuple[str, str]]:
 
 def _worst(result: RunResult) -> list[dict[str, str]]:
     """The wrong predictions that were most sure of themselves."""
-    table, probabilities, truth = result.predictions()
+    rows, probabilities, truth = result.predictions()
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != truth)
     order = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:WORST]
     keys = ("bag_id", "patient_id", "label", "predicted", "fold", "seed", "instances")
-    rows = table.to_dicts()
     return [{k: rows[i][k] for k in keys} | {"confidence": number(float(probabilities[i].max()))} for i in order]

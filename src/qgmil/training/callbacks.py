@@ -59,7 +59,8 @@ class Recorder(Checkpoint):
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
         self.best_value, self.best_epoch = float("nan"), -1
-        self._saved_at = time.monotonic()
+        self.seconds_before = 0.0
+        self._started = self._saved_at = time.monotonic()
 
     @property
     def checkpoint(self) -> Path | None:
@@ -72,6 +73,7 @@ class Recorder(Checkpoint):
             "best": self.best,
             "best_value": self.best_value,
             "best_epoch": self.best_epoch,
+            "seconds_before": self.seconds_before + time.monotonic() - self._started,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -88,7 +90,8 @@ class Recorder(Checkpoint):
                 {k: v for k, v in self.history[-1].items() if k != "epoch" and v is not None}, step=epoch
             )
         value = scores.get(self.monitor) if self.monitor else None
-        if self.monitor is None or (value is not None and math.isfinite(value) and self._is_better(value)):
+        usable = math.isfinite(scores["train_loss"] or 0.0) and (value is None or math.isfinite(value))
+        if usable and (self.monitor is None or (value is not None and self._is_better(value))):
             self.best_epoch, self.best_value = epoch, float("nan") if value is None else value
             self.best = {k: v.detach().cpu().clone() for k, v in pl_module.model.state_dict().items()}
         self._write(trainer, last=trainer.should_stop or epoch + 1 == trainer.max_epochs)

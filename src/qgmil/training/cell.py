@@ -20,7 +20,7 @@ from qgmil.training.callbacks import EpochHook
 from qgmil.training.config import TrainConfig
 from qgmil.training.fit import FitResult, Interrupted, fit_model
 from qgmil.training.predict import Predictions, predict
-from qgmil.training.runfolder import METRICS, PREDICTIONS, SPLIT, drop_checkpoints
+from qgmil.training.runfolder import METRICS, PREDICTIONS, drop_checkpoints
 
 PARTS = ("train", "val", "test")
 
@@ -53,7 +53,6 @@ def run_cell(
     cell.folder.mkdir(parents=True, exist_ok=True)
     row = {bag: i for i, bag in enumerate(bags.bag_ids)}
     parts = {part: bags.subset([row[b] for b in getattr(cell.split, part)]) for part in PARTS}
-    _write_split(cell, bags, row)
     extra: dict[str, Any] = {"classes": list(classes)}
     try:
         fit = fit_model(
@@ -89,13 +88,14 @@ def run_cell(
     return metrics
 
 
-def _write_split(cell: Cell, bags: BagDataset, row: dict[str, int]) -> None:
-    rows = [
+def split_rows(cell: Cell, bags: BagDataset) -> list[dict[str, Any]]:
+    """Rows of ``split.csv``: the part of every bag."""
+    row = {bag: i for i, bag in enumerate(bags.bag_ids)}
+    return [
         {"bag_id": b, "patient_id": bags.groups[row[b]], "label": bags.labels[row[b]], "part": part}
         for part in PARTS
         for b in getattr(cell.split, part)
     ]
-    write_csv(cell.folder / SPLIT, rows)
 
 
 def labels_of(bags: BagDataset, classes: Sequence[str]) -> np.ndarray:

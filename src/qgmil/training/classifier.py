@@ -35,11 +35,11 @@ class MILClassifier(ClassifierMixin, BaseEstimator):
         model: one of `qgmil.list_models()`.
         options: the model's own options.
         scaling: "standard" standardises features with the training instances' statistics, "none" does not.
-        epochs, batch_size, lr, weight_decay, patience, sample, class_weights, device, precision: as in
-            `qgmil.training.config.FitConfig`.
+        epochs, batch_size, lr, weight_decay, label_smoothing, patience, sample, class_weights, device, precision: as
+            in `qgmil.training.config.FitConfig`.
         val: share of the bags to validate on; 0 trains all epochs on all bags and does not calibrate.
         calibrate: `predict_proba` gives temperature-scaled probabilities.
-        random_state: seed of the split, the initial weights and the order.
+        random_state: seed of the split, the initial weights and the order; None draws one.
 
     Attributes:
         classes_: ``(C,)`` labels, sorted.
@@ -55,10 +55,11 @@ class MILClassifier(ClassifierMixin, BaseEstimator):
         *,
         options: Mapping[str, Any] | None = None,
         scaling: str = "standard",
-        epochs: int = 40,
-        batch_size: int = 8,
+        epochs: int = 20,
+        batch_size: int = 2,
         lr: float = 1e-4,
         weight_decay: float = 1e-2,
+        label_smoothing: float = 0.1,
         patience: int = 10,
         sample: int | None = None,
         class_weights: str = "none",
@@ -66,7 +67,7 @@ class MILClassifier(ClassifierMixin, BaseEstimator):
         calibrate: bool = True,
         device: str = "auto",
         precision: str = "auto",
-        random_state: int = 0,
+        random_state: int | None = 0,
     ) -> None:
         self.model = model
         self.options = options
@@ -75,6 +76,7 @@ class MILClassifier(ClassifierMixin, BaseEstimator):
         self.batch_size = batch_size
         self.lr = lr
         self.weight_decay = weight_decay
+        self.label_smoothing = label_smoothing
         self.patience = patience
         self.sample = sample
         self.class_weights = class_weights
@@ -90,29 +92,35 @@ class MILClassifier(ClassifierMixin, BaseEstimator):
         Args:
             bags: one ``(N_i, D)`` array, tensor or `Bag` each; N_i may differ.
             y: ``(n,)`` labels of any sortable type.
-            groups: ``(n,)`` patients; bags of one patient stay together. None: each bag is its own.
+            groups: ``(n,)`` patients; bags of one patient stay together, and None is a patient of its own. Without
+                groups, the patients of `Bag`s count.
 
         Raises:
             BagError: an empty bag, NaN, different widths; numbers of bags, labels and groups that differ.
             ConfigError: options out of range, or one class only.
         """
         labels = np.asarray(y)
+        groups = None if groups is None else list(groups)
         if labels.ndim != 1 or len(labels) != len(bags) or (groups is not None and len(groups) != len(bags)):
             count = "no" if groups is None else f"{len(groups)}"
             raise BagError(f"{len(bags)} bags, labels of shape {labels.shape} and {count} groups: one of each a bag")
+        for i, label in enumerate(labels.tolist()):
+            if label is None or label != label:  # NaN is not equal to itself
+                raise BagError(f"bag {i} has no label: y is {label}")
         self.classes_ = np.unique(labels)
         names = tuple(str(i) for i in range(len(self.classes_)))
         codes = np.searchsorted(self.classes_, labels)
         data = _dataset(bags, [names[c] for c in codes], groups)
         self.n_features_in_ = data.width
         config = self._config()
+        seed = int(np.random.default_rng().integers(2**31)) if self.random_state is None else int(self.random_state)
         if len(names) < 2:
             raise ConfigError(f"y has one class only ({self.classes_[0]!r}): a classifier needs at least two")
         train, val = data, None
         if self.val:
-            split = holdout(data.bag_ids, data.labels, data.groups, val=self.val, test=0.0, seed=self.random_state)
+            split = holdout(data.bag_ids, data.labels, data.groups, val=self.val, test=0.0, seed=seed)
             train, val = data.subset(split.train), data.subset(split.val)
-        result = fit_model(train, val, names, config, seed=self.random_state)
+        result = fit_model(train, val, names, config, seed=seed)
         self.model_, self.history_, self.temperature_ = result.model, result.history, 1.0
         if val is not None and self.calibrate:
             self.temperature_ = fit_temperature(self._said(val).logits, labels_of(val, names))
@@ -157,7 +165,9 @@ class MILClassifier(ClassifierMixin, BaseEstimator):
 
     def _config(self) -> TrainConfig:
         names = ("model", "scaling", "epochs", "batch_size", "lr", "weight_decay", "patience", "sample")
-        values = {name: getattr(self, name) for name in (*names, "class_weights", "device", "precision")}
+        values = {
+            name: getattr(self, name) for name in (*names, "label_smoothing", "class_weights", "device", "precision")
+        }
         return TrainConfig.build({**values, "options": dict(self.options or {})}, "MILClassifier")
 
 
@@ -167,21 +177,19 @@ def _dataset(bags: BagArrays, labels: Sequence[str] | None, groups: Sequence[Any
         raise BagError("there are no bags")
     made = []
     for i, bag in enumerate(bags):
-        features = (
-            bag.features if isinstance(bag, Bag) else torch.as_tensor(np.asarray(bag) if not _tensor(bag) else bag)
-        )
-        if not features.is_floating_point() or features.dtype == torch.float64:
-            features = features.float()
-        made.append(
-            Bag(
-                features=features,
-                label=None if labels is None else labels[i],
-                bag_id=str(i),
-                patient_id=None if groups is None else str(groups[i]),
-            )
-        )
+        patient = groups[i] if groups is not None else bag.patient_id if isinstance(bag, Bag) else None
+        label = None if labels is None else labels[i]
+        made.append(Bag(_features(bag, i), label, str(i), None if patient is None else str(patient)))
     return BagDataset.from_bags(made)
 
 
-def _tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
+def _features(bag: Any, position: int) -> torch.Tensor:
+    if isinstance(bag, Bag):
+        return bag.features
+    try:
+        features = bag if isinstance(bag, torch.Tensor) else torch.as_tensor(np.asarray(bag))
+    except (TypeError, ValueError) as error:
+        raise BagError(f"bag {position} is no matrix of numbers (instances, features): {error}") from None
+    if not features.is_floating_point() or features.dtype == torch.float64:
+        features = features.float()
+    return features

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from qgmil.errors import ConfigError
 
@@ -19,6 +19,7 @@ class _Section(BaseModel):
 class BagsConfig(_Section):
     """How a table of bags is read."""
 
+    id: str = Field("bag_id", description="Manifest column with the bag's name.")
     features: str | None = Field(None, description="Manifest column with the feature files. Found by name if absent.")
     label: str = Field("label", description="Manifest column with the class.")
     patient: str = Field(
@@ -31,6 +32,7 @@ class BagsConfig(_Section):
     def opening(self) -> dict[str, Any]:
         """Arguments of `open_bags` that any table of this cohort needs."""
         return {
+            "bag_id": self.id,
             "features": self.features,
             "label": self.label,
             "patient_id": None if self.patient == "none" else self.patient,
@@ -75,18 +77,29 @@ class ModelConfig(_Section):
         "standard", description="Standardise features with the training instances' mean and spread."
     )
 
+    @field_validator("options", mode="before")
+    @classmethod
+    def _plain_options(cls, options: Any) -> Any:
+        if not isinstance(options, dict):
+            raise ValueError("options is a table of name: value")
+        plain = {str(name).replace("-", "_"): _number(value) for name, value in options.items()}
+        for name in ("name", "in_dim", "num_classes", "standardize"):
+            if name in plain:
+                raise ValueError(f"{name} is no option of a model here: it follows from the bags and from scaling")
+        return plain
+
 
 class FitConfig(_Section):
     """How to train. The same recipe for every aggregator."""
 
-    epochs: int = Field(40, ge=1, description="Most epochs.")
-    batch_size: int = Field(8, ge=1, description="Bags a step.")
+    epochs: int = Field(20, ge=1, description="Most epochs.")
+    batch_size: int = Field(2, ge=1, description="Bags a step.")
     lr: float = Field(1e-4, gt=0, description="Peak learning rate (AdamW).")
     weight_decay: float = Field(1e-2, ge=0, description="Decoupled weight decay; not on norms and biases.")
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps that warm up before the cosine.")
     clip: float = Field(1.0, ge=0, description="Largest gradient norm; 0 switches clipping off.")
     class_weights: Literal["none", "balanced"] = Field("none", description="Weight the loss by inverse frequency.")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of the bag loss.")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Label smoothing of the bag loss.")
     sample: int | None = Field(None, ge=1, description="Most instances a bag in training, drawn anew every epoch.")
     eval_sample: int | None = Field(None, ge=1, description="Most instances a bag in evaluation. Absent: all of them.")
     monitor: Literal["val_loss", "val_macro_f1", "val_auroc"] = Field(
@@ -151,7 +164,24 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a configuration is a table of name: value, not a {type(values).__name__}")
+    for name in values:
+        if not isinstance(name, str):  # YAML reads on, yes and no as truth values
+            raise ConfigError(f"{path}: {name!r} is no option's name")
     return values
+
+
+def _number(value: Any) -> Any:
+    """A number or truth value that arrives as text: from the command line, or 1e-6 in YAML."""
+    if not isinstance(value, str):
+        return value
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
 
 
 def describe(error: ValidationError, known: list[str]) -> str:

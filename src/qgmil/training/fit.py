@@ -15,9 +15,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from qgmil.bags.dataset import BagDataset
-from qgmil.errors import BagError, ConfigError, QGMILError
+from qgmil.errors import BagError, ConfigError
 from qgmil.models.base import Aggregator, ClosedForm
 from qgmil.models.registry import create_model
 from qgmil.training.callbacks import AtomicCheckpointIO, EpochHook, Recorder
@@ -28,11 +29,11 @@ from qgmil.training.sampler import eval_loader, train_loader
 from qgmil.training.scaling import fit_standardizer
 
 
-class Interrupted(QGMILError):
+class Interrupted(KeyboardInterrupt):
     """Ctrl-C during training; the best weights so far are in `model`, if an epoch was finished."""
 
-    def __init__(self, model: Aggregator | None) -> None:
-        super().__init__("training was interrupted")
+    def __init__(self, model: Aggregator | None = None, how_to_go_on: str = "training was interrupted") -> None:
+        super().__init__(how_to_go_on)
         self.model = model
 
 
@@ -44,7 +45,7 @@ class FitResult:
         model: with the best epoch's weights.
         history: one row an epoch.
         best_epoch: counted from 0; -1 for models that are fitted in one go.
-        seconds: of this process (a resumed run counts only its own part).
+        seconds: of training, those before an interruption included as far as they were saved.
     """
 
     model: Aggregator
@@ -82,76 +83,59 @@ def fit_model(
         Interrupted: Ctrl-C.
     """
     started = time.perf_counter()
-    _check_classes(train, val, classes, config)
+    check_classes(train.bag_ids, train.labels, None if val is None else val.labels, classes, config)
     torch.manual_seed(seed)
-    model = create_model(
-        config.model,
-        in_dim=train.width,
-        num_classes=len(classes),
-        standardize=config.scaling == "standard",
-        **config.options,
-    )
+    model = build_model(config, train.width, len(classes))
     if model.standardize is not None:
         fit_standardizer(model.standardize, train, seed=seed)
+    weights = None
+    if config.class_weights == "balanced":
+        weights = balanced_weights([classes.index(str(label)) for label in train.labels], len(classes))
     if isinstance(model, ClosedForm):
-        model.fit_closed_form((train[i] for i in range(len(train))), classes, seed=seed)
+        every = (train[i] for i in range(len(train)))
+        model.fit_closed_form(every, classes, class_weights=weights, seed=seed)
         return FitResult(model.eval(), [], -1, time.perf_counter() - started)
     recorder = Recorder(folder, config.monitor if val is not None else None, config.checkpoint_seconds, on_epoch)
-    _run(model, recorder, train, val, classes, config, seed, resume)
+    steps = config.epochs * -(-len(train) // config.batch_size)
+    module = MILModule(model, classes, config, seed=seed, total_steps=steps, class_weights=weights)
+    _run(module, recorder, train, val, resume)
     if not recorder.best:
         raise ConfigError(
             f"training diverged: {config.monitor} was never a number; lower the learning rate (lr={config.lr})"
         )
     model.load_state_dict(recorder.best)
-    seconds = time.perf_counter() - started
+    seconds = recorder.seconds_before + time.perf_counter() - started
     return FitResult(model.cpu().eval(), recorder.history, recorder.best_epoch, seconds)
 
 
-def _run(
-    model: Aggregator,
-    recorder: Recorder,
-    train: BagDataset,
-    val: BagDataset | None,
-    classes: Sequence[str],
-    config: TrainConfig,
-    seed: int,
-    resume: bool,
-) -> None:
+def build_model(config: TrainConfig, in_dim: int, num_classes: int) -> Aggregator:
+    """The untrained model of a configuration.
+
+    Raises:
+        ConfigError: an unknown model or option.
+    """
+    standardize = config.scaling == "standard"
+    return create_model(config.model, in_dim=in_dim, num_classes=num_classes, standardize=standardize, **config.options)
+
+
+def _run(module: MILModule, recorder: Recorder, train: BagDataset, val: BagDataset | None, resume: bool) -> None:
+    config, classes = module.config, module.classes
     device = choose_device(config.device)
-    pin = device == "cuda"
-    batches = train_loader(
-        train,
-        classes,
-        batch_size=config.batch_size,
-        seed=seed,
-        sample=config.sample,
-        workers=config.workers,
-        pin_memory=pin,
-    )
-    weights = None
-    if config.class_weights == "balanced":
-        weights = balanced_weights([classes.index(str(label)) for label in train.labels], len(classes))
-    steps = config.epochs * len(batches)
-    module = MILModule(model, classes, config, seed=seed, total_steps=steps, class_weights=weights)
+    loading = {"batch_size": config.batch_size, "workers": config.workers, "pin_memory": device == "cuda"}
+    batches = train_loader(train, classes, seed=module.seed, sample=config.sample, **loading)
+    val_batches = None if val is None else eval_loader(val, classes, sample=config.eval_sample, **loading)
     checkpoint = recorder.checkpoint if resume and recorder.checkpoint and recorder.checkpoint.exists() else None
     trainer = _trainer(recorder, val is not None, device, config)
-    val_batches = None
-    if val is not None:
-        val_batches = eval_loader(
-            val,
-            classes,
-            batch_size=config.batch_size,
-            sample=config.eval_sample,
-            workers=config.workers,
-            pin_memory=pin,
-        )
+    deterministic = torch.are_deterministic_algorithms_enabled()
     try:
         with quiet_lightning():
             trainer.fit(module, batches, val_batches, ckpt_path=None if checkpoint is None else str(checkpoint))
     except (SystemExit, KeyboardInterrupt):  # Lightning turns the first Ctrl-C into an orderly exit
         if recorder.best:
-            model.load_state_dict(recorder.best)
-        raise Interrupted(model.cpu().eval() if recorder.best else None) from None
+            module.model.load_state_dict(recorder.best)
+        raise Interrupted(module.model.cpu().eval() if recorder.best else None) from None
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
 
 
 def _trainer(recorder: Recorder, validates: bool, device: str, config: TrainConfig) -> pl.Trainer:
@@ -173,30 +157,43 @@ def _trainer(recorder: Recorder, validates: bool, device: str, config: TrainConf
             gradient_clip_val=config.clip or None,
             callbacks=callbacks,
             logger=logger,
-            plugins=[AtomicCheckpointIO()],
+            # Lightning would look for a scheduler's environment and resume from another cell's checkpoint.
+            plugins=[AtomicCheckpointIO(), LightningEnvironment()],
+            default_root_dir=recorder.folder,
             enable_checkpointing=True,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             log_every_n_steps=1_000_000,
             use_distributed_sampler=False,
-            deterministic="warn" if device == "cuda" else None,
+            deterministic=True if device == "cuda" else None,
         )
 
 
-def _check_classes(train: BagDataset, val: BagDataset | None, classes: Sequence[str], config: TrainConfig) -> None:
-    unknown = [(b, y) for b, y in zip(train.bag_ids, train.labels, strict=True) if y not in classes]
-    if unknown:
-        bag, label = unknown[0]
-        raise BagError(f"bag {bag!r} has label {label!r}, which is none of the classes {', '.join(classes)}")
-    present = set(train.labels)
+def check_classes(
+    bag_ids: Sequence[str],
+    labels: Sequence[str | None],
+    val_labels: Sequence[str | None] | None,
+    classes: Sequence[str],
+    config: TrainConfig,
+) -> None:
+    """Refuse labels that cannot be trained on: of the training bags, and of the validation bags if there are any.
+
+    Raises:
+        BagError: a label that is none of the classes.
+        ConfigError: one class only, or a monitor that the validation bags do not define.
+    """
+    for bag, label in zip(bag_ids, labels, strict=True):
+        if label not in classes:
+            raise BagError(f"bag {bag!r} has label {label!r}, which is none of the classes {', '.join(classes)}")
+    present = sorted(set(map(str, labels)))
     if len(classes) < 2 or len(present) < 2:
         raise ConfigError(
-            f"the training bags have one class only ({', '.join(sorted(map(str, present)))}): "
+            f"the training bags have one class only ({', '.join(present)}): "
             "a classifier needs bags of at least two classes"
         )
-    if val is not None and config.monitor != "val_loss":
-        missing = sorted(set(classes) - set(map(str, val.labels)))
+    if val_labels is not None and config.monitor != "val_loss":
+        missing = sorted(set(classes) - set(map(str, val_labels)))
         if missing:
             raise ConfigError(
                 f"{config.monitor} is undefined on the validation bags: none is {' or '.join(map(repr, missing))}; "

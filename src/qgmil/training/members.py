@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,14 @@ from qgmil.bags.dataset import BagDataset
 from qgmil.errors import BagError, RunError
 from qgmil.evaluation.bootstrap import bootstrap_interval
 from qgmil.evaluation.metrics import evaluate
+from qgmil.files import read_csv
 from qgmil.models.base import Aggregator
 from qgmil.models.persistence import load_model, read_model_config
 from qgmil.training.cell import labels_of, probability_columns
 from qgmil.training.config import TrainConfig
 from qgmil.training.predict import Predictions, predict
 from qgmil.training.run import INTERVALS
-from qgmil.training.runfolder import SPLIT, cell_folders, read_run
+from qgmil.training.runfolder import SPLIT, cell_folders, is_finished, read_run
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +36,28 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run's configuration, classes and members."""
+    """A run's configuration, classes and members.
+
+    `unfinished` counts cells without a model, and `interrupted` those whose model is the best before Ctrl-C: it is not
+    calibrated.
+    """
 
     config: TrainConfig
     classes: tuple[str, ...]
     members: tuple[Member, ...]
+    unfinished: int = 0
+    interrupted: int = 0
+
+    @property
+    def note(self) -> str:
+        """What to know of a run that has not finished; empty for one that has."""
+        if not (self.unfinished or self.interrupted):
+            return ""
+        whole = len(self.members) + self.unfinished
+        return (
+            f"the run has not finished: {len(self.members)} of {whole} models are used, "
+            f"{self.interrupted} of them as they were when training was interrupted"
+        )
 
 
 def load_run(folder: str | Path) -> Run:
@@ -52,26 +69,27 @@ def load_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     config, _ = read_run(folder)
-    members, classes = [], []
+    members, classes, unfinished, interrupted = [], [], 0, 0
     for cell in cell_folders(folder):
-        if not (cell / "model.safetensors").is_file():
+        if not ((cell / "model.safetensors").is_file() and (cell / "config.json").is_file()):
+            unfinished += 1
             continue
         saved = read_model_config(cell)
         classes.append(tuple(saved.get("classes", ())))
+        interrupted += not is_finished(cell)
         bags, patients = _seen(cell / SPLIT)
         members.append(Member(cell, load_model(cell), float(saved.get("temperature", 1.0)), bags, patients))
     if not members:
         raise RunError(f"{folder} holds no trained model yet: continue it with --resume {folder}")
     if len(set(classes)) > 1 or not classes[0]:
         raise RunError(f"{folder}: its models do not agree on the classes ({classes})")
-    return Run(config, classes[0], tuple(members))
+    return Run(config, classes[0], tuple(members), unfinished, interrupted)
 
 
 def _seen(path: Path) -> tuple[frozenset[str], frozenset[str]]:
     if not path.is_file():
-        return frozenset(), frozenset()
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [r for r in csv.DictReader(file) if r["part"] != "test"]
+        raise RunError(f"{path} is gone: without it nobody knows which bags the model was trained on")
+    rows = [r for r in read_csv(path) if r["part"] != "test"]
     return frozenset(r["bag_id"] for r in rows), frozenset(r["patient_id"] for r in rows)
 
 
@@ -93,22 +111,27 @@ def member_predictions(
             if on_bags is not None:
                 on_bags(before + done)
 
-        result.append(predict(member.model, bags, on_bags=report, **options))
+        result.append(predict(member.model, bags, attention=False, on_bags=report, **options))
     return result
 
 
 def predict_run(
-    run: Run, bags: BagDataset, on_bags: Callable[[int], None] | None = None, **settings: Any
+    run: Run,
+    bags: BagDataset,
+    *,
+    new_cohort: bool = False,
+    on_bags: Callable[[int], None] | None = None,
+    **settings: Any,
 ) -> list[dict[str, Any]]:
     """Rows for ``predictions.csv``: the mean of all members, plain and calibrated.
 
     ``seen`` says whether any member was trained or validated on the bag or its patient; such a prediction is no
-    evidence of how good the run is.
+    evidence of how good the run is. `new_cohort` says that equal names are other patients: none is seen.
     """
     said = member_predictions(run, bags, on_bags, **settings)
     everyone = np.ones((len(run.members), len(bags)), dtype=bool)
     plain, calibrated = _mean(run, said, everyone)
-    seen = _seen_matrix(run, bags)
+    seen = _seen_matrix(run, bags, new_cohort)
     rows = []
     for i, bag_id in enumerate(bags.bag_ids):
         row: dict[str, Any] = {"bag_id": bag_id}
@@ -124,6 +147,7 @@ def evaluate_run(
     bags: BagDataset,
     *,
     include_seen: bool = False,
+    new_cohort: bool = False,
     on_bags: Callable[[int], None] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -133,6 +157,7 @@ def evaluate_run(
 
     Args:
         include_seen: let every member predict every bag (optimistic; recorded as such).
+        new_cohort: bags and patients of equal names are others than the run's (recorded as well).
 
     Returns:
         ``metrics`` and ``metrics_calibrated`` as of `evaluate`, ``intervals`` (bootstrap over patients), ``bags``,
@@ -144,13 +169,14 @@ def evaluate_run(
     for bag_id, label in zip(bags.bag_ids, bags.labels, strict=True):
         if label not in run.classes:
             raise BagError(f"bag {bag_id!r} has label {label!r}, but the run knows only {', '.join(run.classes)}")
-    may = np.ones((len(run.members), len(bags)), dtype=bool) if include_seen else ~_seen_matrix(run, bags)
+    may = np.ones((len(run.members), len(bags)), dtype=bool) if include_seen else ~_seen_matrix(run, bags, new_cohort)
     kept = [i for i in range(len(bags)) if may[:, i].any()]
     left_out = [bags.bag_ids[i] for i in range(len(bags)) if not may[:, i].any()]
     if not kept:
         raise BagError(
             f"every one of the {len(bags)} bags (or its patient) was used to train or validate this run, so there is "
-            "nothing to evaluate on; give other bags, or --include-seen for an optimistic figure"
+            "nothing to evaluate on; give other bags, --new-cohort if they are others of the same names, or "
+            "--include-seen for an optimistic figure"
         )
     bags, may = bags.subset(kept), may[:, kept]
     said = member_predictions(run, bags, on_bags, **settings)
@@ -169,6 +195,7 @@ def evaluate_run(
         "bags": len(bags),
         "members": len(run.members),
         "include_seen": include_seen,
+        "new_cohort": new_cohort,
         "left_out": left_out,
         "metrics": evaluate(plain, truth, run.classes),
         "metrics_calibrated": evaluate(calibrated, truth, run.classes),
@@ -177,8 +204,10 @@ def evaluate_run(
     }
 
 
-def _seen_matrix(run: Run, bags: BagDataset) -> np.ndarray:
+def _seen_matrix(run: Run, bags: BagDataset, new_cohort: bool) -> np.ndarray:
     """``(members, bags)``: whether the member saw the bag or its patient in training or validation."""
+    if new_cohort:
+        return np.zeros((len(run.members), len(bags)), dtype=bool)
     pairs = list(zip(bags.bag_ids, bags.groups, strict=True))
     return np.array([[b in m.seen_bags or g in m.seen_patients for b, g in pairs] for m in run.members])
 

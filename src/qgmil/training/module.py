@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from qgmil.bags.bag import PackedBags
+from qgmil.errors import QGMILError
 from qgmil.evaluation.calibration import apply_temperature, expand_binary
 from qgmil.evaluation.metrics import evaluate
 from qgmil.models.base import Aggregator
 from qgmil.models.output import BagOutput
 from qgmil.training.config import TrainConfig
-from qgmil.training.sampler import epoch_seed
+from qgmil.training.sampler import epoch_seed, raise_errors
 
 
 class MILModule(pl.LightningModule):
@@ -53,8 +54,10 @@ class MILModule(pl.LightningModule):
     def forward(self, bags: PackedBags) -> BagOutput:
         return self.model(bags)
 
-    def transfer_batch_to_device(self, batch: PackedBags, device: torch.device, dataloader_idx: int) -> PackedBags:
-        return batch.to(device, non_blocking=True)
+    def transfer_batch_to_device(
+        self, batch: PackedBags | QGMILError, device: torch.device, dataloader_idx: int
+    ) -> PackedBags:
+        return raise_errors(batch).to(device, non_blocking=True)
 
     def on_train_epoch_start(self) -> None:
         torch.manual_seed(epoch_seed(self.seed, self.current_epoch))

@@ -13,7 +13,7 @@ from qgmil.bags.dataset import BagDataset
 from qgmil.evaluation.calibration import apply_temperature, expand_binary
 from qgmil.models.base import Aggregator
 from qgmil.training.device import autocast, choose_device, choose_precision
-from qgmil.training.sampler import eval_loader
+from qgmil.training.sampler import eval_loader, raise_errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +46,14 @@ def predict(
     precision: str = "auto",
     sample: int | None = None,
     workers: int = 0,
+    attention: bool = True,
     on_bags: Callable[[int], None] | None = None,
 ) -> Predictions:
-    """Run a model over bags, with attention where it has any.
+    """Run a model over bags.
 
     Args:
         sample: at most this many instances a bag (always the same); None: all of them.
+        attention: also keep the instance weights, where the model has any.
         on_bags: told the number of bags done after each batch.
 
     Raises:
@@ -69,9 +71,9 @@ def predict(
     precision = choose_precision(precision, device)
     with torch.inference_mode():
         for batch in batches:
-            packed = batch.to(device, non_blocking=True)
+            packed = raise_errors(batch).to(device, non_blocking=True)
             with autocast(precision, device):  # only here: packing float16 features fails under CPU autocast
-                out = model(packed, return_attention=True)
+                out = model(packed, return_attention=attention)
             logits.append(out.logits.double().cpu().numpy())
             if out.attention is not None:
                 weights += [a.numpy() for a in packed.unpack(out.attention.float().cpu())]

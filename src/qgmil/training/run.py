@@ -7,25 +7,28 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
-import polars as pl
 
 from qgmil.bags.dataset import BagDataset, open_bags
 from qgmil.bags.manifest import BagRecord
 from qgmil.bags.splits import Split, from_column, holdout, kfold
-from qgmil.errors import ConfigError, MetricError
+from qgmil.errors import ConfigError, MetricError, RunError
 from qgmil.evaluation.bootstrap import Interval, bootstrap_interval
 from qgmil.evaluation.summary import FoldPredictions, pool, pool_folds, summarise
-from qgmil.files import write_csv, write_json
-from qgmil.models.registry import find_entry
-from qgmil.training.cell import Cell, run_cell
+from qgmil.files import read_csv, write_csv, write_json
+from qgmil.training.cell import Cell, run_cell, split_rows
 from qgmil.training.config import TrainConfig
+from qgmil.training.device import choose_device
+from qgmil.training.fit import Interrupted, build_model, check_classes
 from qgmil.training.runfolder import (
     METRICS,
     PREDICTIONS,
+    SPLIT,
     check_same_manifest,
     create_run,
+    drop_checkpoints,
     is_finished,
     read_metrics,
+    read_predictions,
     read_run,
 )
 
@@ -79,9 +82,12 @@ def train_run(manifest: str | Path, output: str | Path, config: TrainConfig, pro
         Interrupted: Ctrl-C; continue with `resume_run`.
     """
     manifest, output = Path(manifest), Path(output)
-    find_entry(config.model)
     bags, cells = _plan(manifest, output, config)
     create_run(output, config, manifest)
+    write_csv(output / "skipped.csv", [{"bag_id": bag, "reason": reason} for bag, reason in bags.skipped])
+    for cell in cells:
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        write_csv(cell.folder / SPLIT, split_rows(cell, bags))
     return _run_cells(output, bags, cells, config, progress or Silent(), resume=False)
 
 
@@ -89,13 +95,32 @@ def resume_run(folder: str | Path, progress: Progress | None = None) -> Path:
     """Continue an interrupted run: finished cells stay, an unfinished one continues at its last checkpoint.
 
     Raises:
-        RunError: not a run folder, or its manifest is gone or has changed.
+        RunError: not a run folder; its manifest is gone or has changed; or the bags behind it have, so that the
+            splits would not be those that the run began with.
     """
     folder = Path(folder)
     config, manifest = read_run(folder)
     check_same_manifest(folder, manifest)
     bags, cells = _plan(manifest, folder, config)
+    for cell in cells:
+        _check_same_split(cell, bags)
     return _run_cells(folder, bags, cells, config, progress or Silent(), resume=True)
+
+
+def _check_same_split(cell: Cell, bags: BagDataset) -> None:
+    """A file that has come or gone since (with `skip`) would move bags from test to training."""
+    path = cell.folder / SPLIT
+    if not path.is_file():
+        raise RunError(f"{cell.folder} has no {SPLIT}: this run cannot be resumed, start a new one")
+    before = {r["bag_id"]: r["part"] for r in read_csv(path)}
+    now = {str(r["bag_id"]): str(r["part"]) for r in split_rows(cell, bags)}
+    changed = sorted(b for b in before.keys() | now.keys() if before.get(b) != now.get(b))
+    if changed:
+        bag = next((b for b in changed if (b in before) != (b in now)), changed[0])
+        raise RunError(
+            f"{cell.folder}: bag {bag!r} was in part {before.get(bag, 'none')} when the run began and would now be in "
+            f"{now.get(bag, 'none')} ({len(changed)} bags differ): its files have changed since; start a new run"
+        )
 
 
 def open_training_bags(manifest: Path, config: TrainConfig) -> BagDataset:
@@ -129,7 +154,18 @@ def _plan(manifest: Path, output: Path, config: TrainConfig) -> tuple[BagDataset
             cells.append(Cell(split, fold, seed, output / "cells" / f"fold{fold}_seed{seed}"))
     if len(cells) == 1:
         cells = [Cell(cells[0].split, 0, config.seed, output)]
+    _check_trainable(bags, cells, config)
     return bags, cells
+
+
+def _check_trainable(bags: BagDataset, cells: Sequence[Cell], config: TrainConfig) -> None:
+    """What would stop the run later stops it before there is a folder: device, model, options, classes, monitor."""
+    choose_device(config.device)
+    build_model(config, bags.width, len(bags.classes))
+    label = dict(zip(bags.bag_ids, bags.labels, strict=True))
+    for cell in cells:
+        train, val = ([label[b] for b in part] for part in (cell.split.train, cell.split.val))
+        check_classes(cell.split.train, train, val, bags.classes, config)
 
 
 def _run_cells(
@@ -139,12 +175,16 @@ def _run_cells(
     progress.start(len(cells), len(done))
     for cell in cells:
         if cell in done:
+            drop_checkpoints(cell.folder)
             continue
 
         def on_epoch(n: int, most: int, scores: dict[str, float | None], cell: Cell = cell) -> None:
             progress.epoch(cell.folder.name, n, most, scores)
 
-        metrics = run_cell(cell, bags, bags.classes, config, resume=resume, on_epoch=on_epoch)
+        try:
+            metrics = run_cell(cell, bags, bags.classes, config, resume=resume, on_epoch=on_epoch)
+        except Interrupted as stop:
+            raise Interrupted(stop.model, f"interrupted; continue with: qgmil train --resume {folder}") from None
         progress.cell(metrics)
     if len(cells) > 1:
         _summarise(folder, bags, cells)
@@ -153,9 +193,8 @@ def _run_cells(
 
 def _summarise(folder: Path, bags: BagDataset, cells: list[Cell]) -> None:
     found = [read_metrics(c.folder) for c in cells]
-    tables = [pl.read_csv(c.folder / PREDICTIONS, infer_schema=False) for c in cells]
-    tests = [t.filter(pl.col("part") == "test") for t in tables]
-    write_csv(folder / PREDICTIONS, pl.concat(tests, how="vertical").to_dicts())
+    tests = [[r for r in read_predictions(c.folder) if r["part"] == "test"] for c in cells]
+    write_csv(folder / PREDICTIONS, [r for rows in tests for r in rows])
     grid = {"fold", "seed"}
     place = [{k: m[k] for k in grid} for m in found]
     attention = [
@@ -186,7 +225,7 @@ def _mean_curve(found: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {"share": curves[0]["share"], "mass": np.mean([c["mass"] for c in curves], axis=0).tolist()}
 
 
-def _pooled(tests: list[pl.DataFrame], classes: Sequence[str]) -> dict[str, Any]:
+def _pooled(tests: list[list[dict[str, str]]], classes: Sequence[str]) -> dict[str, Any]:
     """Metrics of the pooled out-of-fold predictions, plain and calibrated, with bootstrap intervals over patients."""
     result: dict[str, Any] = {}
     for name, column in (("pooled", "probability"), ("pooled_calibrated", "calibrated")):
@@ -196,13 +235,7 @@ def _pooled(tests: list[pl.DataFrame], classes: Sequence[str]) -> dict[str, Any]
             seeds = pool_folds(parts)
         except MetricError as error:  # hold-outs drawn anew, or folds that overlap: nothing to pool
             return {"pooled": None, "pooled_calibrated": None, "intervals": None, "not_pooled": str(error)}
-        patients = dict(
-            zip(
-                pl.concat([t["bag_id"] for t in tests]).to_list(),
-                pl.concat([t["patient_id"] for t in tests]).to_list(),
-                strict=True,
-            )
-        )
+        patients = {r["bag_id"]: r["patient_id"] for rows in tests for r in rows}
         whole = next(iter(seeds.values()))
         groups = [patients[b] for b in whole.bag_ids]
         if len(set(groups)) > 1:
@@ -221,13 +254,12 @@ def _typical(intervals: Sequence[Interval]) -> dict[str, float | int | None]:
     }
 
 
-def _fold_predictions(table: pl.DataFrame, classes: Sequence[str], column: str) -> FoldPredictions:
-    probabilities = table.select(pl.col(f"{column}_{c}").cast(pl.Float64) for c in classes).to_numpy()
+def _fold_predictions(rows: list[dict[str, str]], classes: Sequence[str], column: str) -> FoldPredictions:
     index = {c: i for i, c in enumerate(classes)}
     return FoldPredictions(
-        seed=int(table["seed"][0]),
-        fold=int(table["fold"][0]),
-        bag_ids=table["bag_id"].to_list(),
-        probabilities=probabilities,
-        labels=[index[y] for y in table["label"]],
+        seed=int(rows[0]["seed"]),
+        fold=int(rows[0]["fold"]),
+        bag_ids=[r["bag_id"] for r in rows],
+        probabilities=np.array([[float(r[f"{column}_{c}"]) for c in classes] for r in rows]),
+        labels=[index[r["label"]] for r in rows],
     )

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from qgmil.errors import RunError
-from qgmil.files import write_json, write_text
+from qgmil.files import read_csv, write_json, write_text
 from qgmil.training.config import TrainConfig, read_yaml
 
 CONFIG, METRICS, PREDICTIONS, HISTORY, SPLIT = (
@@ -105,12 +105,29 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     """
     if not is_finished(folder):
         raise RunError(f"{folder} has no {METRICS}: the run has not finished; continue it with --resume")
-    return json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    try:
+        return json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{folder / METRICS}: cannot be read ({error}); delete it and continue with --resume") from None
+
+
+def read_predictions(folder: Path) -> list[dict[str, str]]:
+    """``predictions.csv`` of a cell or run.
+
+    Raises:
+        RunError: it is not there.
+    """
+    try:
+        return read_csv(folder / PREDICTIONS)
+    except OSError:
+        raise RunError(f"{folder} has no {PREDICTIONS}: delete {METRICS} there and continue with --resume") from None
 
 
 def drop_checkpoints(cell: Path) -> None:
-    """Remove the resume points of a finished cell; its weights are in ``model.safetensors``."""
+    """Remove what a finished cell no longer needs: its resume points, and partial files of killed writes."""
     shutil.rmtree(cell / "checkpoints", ignore_errors=True)
+    for partial in cell.glob(".*.part"):
+        partial.unlink(missing_ok=True)
 
 
 def file_hash(path: Path) -> str:

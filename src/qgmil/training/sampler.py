@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from qgmil.bags.bag import Bag, PackedBags
 from qgmil.bags.dataset import BagDataset, collate, sample_instances
+from qgmil.errors import QGMILError
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -40,8 +41,12 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch * 7_919 + 17) % 2**63
 
 
-class _Sampled(Dataset[Bag]):
-    """Bags by ``(epoch, index)``, with at most `k` instances."""
+class _Sampled(Dataset[Any]):
+    """Bags by ``(epoch, index)``, with at most `k` instances.
+
+    An error that a user caused comes back as a value and is raised where the batch is used (`raise_errors`): raised in
+    a worker process, its message would arrive wrapped in a traceback.
+    """
 
     def __init__(self, bags: BagDataset, k: int | None, seed: int) -> None:
         self.bags, self.k, self.seed = bags, k, seed
@@ -49,9 +54,12 @@ class _Sampled(Dataset[Bag]):
     def __len__(self) -> int:
         return len(self.bags)
 
-    def __getitem__(self, key: tuple[int, int]) -> Bag:
+    def __getitem__(self, key: tuple[int, int]) -> Bag | QGMILError:
         epoch, index = key
-        bag = self.bags[index]
+        try:
+            bag = self.bags[index]
+        except QGMILError as error:
+            return error
         return bag if self.k is None else sample_instances(bag, self.k, seed=self.seed, epoch=epoch)
 
 
@@ -61,20 +69,35 @@ class _Collate:
     def __init__(self, class_index: dict[str, int] | None) -> None:
         self.class_index = class_index
 
-    def __call__(self, bags: Sequence[Bag]) -> PackedBags:
-        return collate(bags, self.class_index)
+    def __call__(self, found: Sequence[Bag | QGMILError]) -> PackedBags | QGMILError:
+        bags = []
+        for bag in found:
+            if isinstance(bag, QGMILError):
+                return bag
+            bags.append(bag)
+        try:
+            return collate(bags, self.class_index)
+        except QGMILError as error:
+            return error
+
+
+def raise_errors(batch: PackedBags | QGMILError) -> PackedBags:
+    """A batch as a loader gave it, or the error that took its place."""
+    if isinstance(batch, QGMILError):
+        raise batch
+    return batch
 
 
 def train_loader(
     bags: BagDataset, classes: Sequence[str], *, seed: int, sample: int | None = None, **loading: Any
-) -> DataLoader[Bag]:
+) -> DataLoader[Any]:
     """Shuffled, packed training batches; `loading` is batch_size, workers and pin_memory."""
     return _loader(_Sampled(bags, sample, seed), EpochSampler(len(bags), seed), classes, **loading)
 
 
 def eval_loader(
     bags: BagDataset, classes: Sequence[str] | None, *, seed: int = 0, sample: int | None = None, **loading: Any
-) -> DataLoader[Bag]:
+) -> DataLoader[Any]:
     """Packed batches in order; all instances unless `sample` says otherwise (always the same ones)."""
     in_order = [(0, i) for i in range(len(bags))]
     return _loader(_Sampled(bags, sample, seed), in_order, classes, **loading)
@@ -88,7 +111,7 @@ def _loader(
     batch_size: int,
     workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader[Bag]:
+) -> DataLoader[Any]:
     return DataLoader(
         bags,
         batch_size=batch_size,

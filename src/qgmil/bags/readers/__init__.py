@@ -8,6 +8,7 @@ from functools import cache
 from os import PathLike
 from pathlib import Path
 
+from qgmil.bags import hints
 from qgmil.bags.readers.base import (
     BagFile,
     EmptyBagError,
@@ -108,7 +109,9 @@ def _reader_for(path: Path, format: str | None) -> Reader:
         raise ReadError(f"{path}: unknown kind of file {path.suffix!r}; known formats: {formats}")
     certain = [r for r in fitting if r.recognises is not None and r.recognises(path)]
     if len(certain) > 1:
-        raise ReadError(f"{path}: could be any of {listing(r.name for r in certain)}; choose with format=")
+        raise ReadError(
+            f"{path}: could be any of {listing(r.name for r in certain)}; choose with {hints.option('format')}"
+        )
     general = [r for r in fitting if r.recognises is None]
     if not certain and not general:
         raise ReadError(f"{path}: is not of the layout {listing(r.name for r in fitting)}")

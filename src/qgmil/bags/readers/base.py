@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qgmil.bags import hints
 from qgmil.errors import BagError, QGMILError, ReadError
 
 MAX_EXPANSION = 500  # real features never compress this well; decompression bombs do
@@ -91,20 +93,41 @@ def check_path(path: Path) -> None:
     Raises:
         MissingFileError, LockedFileError, ReadError.
     """
+    if "\0" in str(path):
+        raise ReadError(f"{str(path)!r}: a path cannot contain a zero byte; correct the path")
+    try:
+        _check_regular(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise MissingFileError(
+                f"{str(path)[:100]}...: no such file, the name is too long; correct the path (several files of one "
+                f"bag are separated by ';'), or {hints.skip('missing')}"
+            ) from error
+        raise ReadError(f"{path}: cannot be opened ({error.strerror or error}); check the permissions") from error
+
+
+def _check_regular(path: Path) -> None:
     if path.is_dir():
         raise ReadError(f"{path}: is a folder, not a feature file; name the file inside it")
     if not path.exists():
         hint = " (a broken symbolic link)" if path.is_symlink() else ""
-        raise MissingFileError(f"{path}: no such file{hint}; correct the path, or skip missing bags")
+        raise MissingFileError(f"{path}: no such file{hint}; correct the path, or {hints.skip('missing')}")
     if not path.is_file():
         raise ReadError(f"{path}: is not a regular file")
-    if Path(f"{path}.lock").exists():
+    if _is_locked(path):
         raise LockedFileError(
             f"{path}: is still being written ({path.name}.lock lies beside it); wait for the extraction to end, "
             "or delete the lock if no job is running"
         )
     if path.stat().st_size == 0:
         raise ReadError(f"{path}: the file has zero bytes; copy or make it again")
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        return Path(f"{path}.lock").exists()
+    except OSError:  # a name so long that no lock can lie beside it
+        return False
 
 
 def matrix_shape(path: Path, shape: Sequence[int]) -> tuple[int, int]:
@@ -131,7 +154,9 @@ def as_features(path: Path, value: np.ndarray | Tensor) -> Tensor:
     """
     rows, width = matrix_shape(path, tuple(value.shape))
     if rows == 0 or width == 0:
-        raise EmptyBagError(f"{path}: is empty, its features have shape {tuple(value.shape)}; skip empty bags")
+        raise EmptyBagError(
+            f"{path}: is empty, its features have shape {tuple(value.shape)}; leave it out, or {hints.skip('empty')}"
+        )
     tensor = value.detach() if isinstance(value, Tensor) else _to_tensor(path, value, "features")
     if tensor.is_complex():
         raise ReadError(f"{path}: features are {tensor.dtype}; expected real numbers")
@@ -193,7 +218,8 @@ def choose(path: Path, names: Iterable[str], dataset: str | None, *, sole: Itera
     if len(candidates) == 1:
         return candidates[0]
     raise ReadError(
-        f"{path}: cannot tell which data set holds the features; it has {listing(have)}: name one with dataset="
+        f"{path}: cannot tell which data set holds the features; it has {listing(have)}: "
+        f"name one with {hints.option('dataset')}"
     )
 
 

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 from torch import Tensor
 
+from qgmil.bags import hints
 from qgmil.bags.readers.base import (
     BagFile,
     as_coords,
@@ -128,7 +129,9 @@ def _datasets(path: Path, file: h5py.File) -> dict[str, h5py.Dataset]:
         nonlocal seen
         seen += 1
         if seen > MAX_OBJECTS:
-            raise ReadError(f"{path}: has more than {MAX_OBJECTS:,} objects; name the features with dataset=")
+            raise ReadError(
+                f"{path}: has more than {MAX_OBJECTS:,} objects; name the features with {hints.option('dataset')}"
+            )
         if isinstance(item, h5py.Dataset):
             found[name] = item
 

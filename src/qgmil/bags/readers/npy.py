@@ -8,6 +8,7 @@ from typing import IO
 
 import numpy as np
 
+from qgmil.bags import hints
 from qgmil.bags.readers.base import BagFile, as_features
 from qgmil.errors import ReadError
 
@@ -68,4 +69,6 @@ def header(path: Path, handle: IO[bytes], size: int, strings: bool = False) -> t
 
 def _no_dataset(path: Path, dataset: str | None) -> None:
     if dataset is not None:
-        raise ReadError(f"{path}: a .npy file holds one array without a name; leave out dataset={dataset!r}")
+        raise ReadError(
+            f"{path}: a .npy file holds one array without a name; leave out {hints.option('dataset', dataset)}"
+        )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qgmil.bags import hints
 from qgmil.bags.readers.base import BagFile, as_coords, as_features, as_instance_labels, check_zip, choose
 from qgmil.errors import ReadError
 
@@ -27,7 +28,7 @@ def read(path: Path, dataset: str | None = None) -> BagFile:
     content = _load(path)
     if isinstance(content, Tensor):
         if dataset is not None:
-            raise ReadError(f"{path}: holds one tensor without a name; leave out dataset={dataset!r}")
+            raise ReadError(f"{path}: holds one tensor without a name; leave out {hints.option('dataset', dataset)}")
         return BagFile(as_features(path, _plain(path, content)))
     if not isinstance(content, dict):
         raise ReadError(f"{path}: holds a {type(content).__name__}; expected a tensor or a dict with 'features'")

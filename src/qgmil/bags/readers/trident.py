@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from qgmil.bags import hints
 from qgmil.bags.readers.base import BagFile, as_coords, as_features, positive
 from qgmil.bags.readers.h5 import SUFFIXES as SUFFIXES
 from qgmil.bags.readers.h5 import features_of, find, instance_columns, open_h5, read_array
@@ -36,7 +37,9 @@ def read(path: Path, dataset: str | None = None) -> BagFile:
         features = as_features(path, read_array(path, features_of(path, file, dataset)))
         coords = find(path, file, "coords")
         if coords is None:
-            raise ReadError(f"{path}: has no coords, so it is not a TRIDENT file; read it with format='h5'")
+            raise ReadError(
+                f"{path}: has no coords, so it is not a TRIDENT file; read it with {hints.option('format', 'h5')}"
+            )
         labels, ids = instance_columns(path, file, features.shape[0])
         return BagFile(
             features,
