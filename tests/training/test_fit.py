@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,17 @@ def test_early_stopping_counts_epochs_without_improvement(bags: BagDataset) -> N
     train, val = halves(bags)
     result = fit_model(train, val, CLASSES, config, seed=0)
     assert len(result.history) == result.best_epoch + 4 < 40
+
+
+def test_no_epoch_before_min_epochs_is_chosen(bags: BagDataset) -> None:
+    """The validation labels are turned round, so that learning only makes the validation loss worse."""
+    train, val = halves(bags)
+    wrong = [replace(val[i], label=CLASSES[val[i].label == "benign"]) for i in range(len(val))]
+    config = TrainConfig.build({**SMALL, "epochs": 12, "min_epochs": 5, "patience": 3})
+    result = fit_model(train, BagDataset.from_bags(wrong), CLASSES, config, seed=0)
+    losses = [row["val_loss"] for row in result.history]
+    assert int(np.argmin(losses)) < 4 <= result.best_epoch == 4 + int(np.argmin(losses[4:]))
+    assert len(losses) == result.best_epoch + 4
 
 
 def test_without_validation_all_epochs_run_and_the_last_is_kept(bags: BagDataset) -> None:

@@ -41,8 +41,9 @@ def segment_attention(q: Tensor, k: Tensor, v: Tensor, sizes: Sequence[int], dro
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-#: Entries of the attention map that one block of queries may hold where no fused kernel does dropout (64 MB).
-BLOCK_ENTRIES = 2**24
+#: Entries of the attention map that a block of queries aims at, and the least rows of one, where no fused kernel does
+#: dropout.
+BLOCK_ENTRIES, BLOCK_ROWS = 2**19, 32
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
@@ -58,7 +59,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=width**-0.5)[..., :width]
     if dropout == 0.0 or cuda:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-    rows = max(1, BLOCK_ENTRIES // (q.shape[1] * k.shape[2]))
+    rows = max(BLOCK_ROWS, BLOCK_ENTRIES // (q.shape[1] * k.shape[2]))
     blocks = [
         checkpoint(F.scaled_dot_product_attention, block, k, v, dropout_p=dropout, use_reentrant=False)
         for block in q.split(rows, dim=2)

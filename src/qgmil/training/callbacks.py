@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from torch import Tensor
 
 from qgmil.files import atomic_path, write_csv
@@ -39,6 +39,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return torch.load(path, map_location=map_location, weights_only=True)
 
 
+class LaterStopping(EarlyStopping):
+    """Early stopping that looks at no epoch before a number of them is done.
+
+    A dozen validation bags often like the first epochs best, when the model has hardly moved.
+    """
+
+    def __init__(self, monitor: str, min_epochs: int, **options: Any) -> None:
+        super().__init__(monitor, check_on_train_epoch_end=True, **options)
+        self.min_epochs = min_epochs
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch + 1 >= self.min_epochs:
+            super().on_train_epoch_end(trainer, pl_module)
+
+
 class Recorder(Checkpoint):
     """History, best weights and the resume point, after every epoch.
 
@@ -48,14 +63,21 @@ class Recorder(Checkpoint):
     Args:
         folder: run folder; None keeps everything in memory.
         monitor: validation metric, or None without validation.
+        min_epochs: epochs before that are kept only until then, for an early Ctrl-C.
         seconds: write the checkpoint at most this often.
         on_epoch: told of each finished epoch.
     """
 
     def __init__(
-        self, folder: Path | None, monitor: str | None, seconds: float, on_epoch: EpochHook | None = None
+        self,
+        folder: Path | None,
+        monitor: str | None,
+        min_epochs: int,
+        seconds: float,
+        on_epoch: EpochHook | None = None,
     ) -> None:
         self.folder, self.monitor, self.seconds, self.on_epoch = folder, monitor, seconds, on_epoch
+        self.min_epochs = min_epochs
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
         self.best_value, self.best_epoch = float("nan"), -1
@@ -90,6 +112,8 @@ class Recorder(Checkpoint):
                 {k: v for k, v in self.history[-1].items() if k != "epoch" and v is not None}, step=epoch
             )
         value = scores.get(self.monitor) if self.monitor else None
+        if epoch + 1 == self.min_epochs:
+            self.best_epoch = -1
         usable = math.isfinite(scores["train_loss"] or 0.0) and (value is None or math.isfinite(value))
         if usable and (self.monitor is None or (value is not None and self._is_better(value))):
             self.best_epoch, self.best_value = epoch, float("nan") if value is None else value

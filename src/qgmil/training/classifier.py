@@ -56,7 +56,7 @@ class MILClassifier(ClassifierMixin, BaseEstimator):
         options: Mapping[str, Any] | None = None,
         scaling: str = "standard",
         epochs: int = 20,
-        batch_size: int = 2,
+        batch_size: int = 4,
         lr: float = 1e-4,
         weight_decay: float = 1e-2,
         label_smoothing: float = 0.1,

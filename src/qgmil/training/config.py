@@ -93,7 +93,7 @@ class FitConfig(_Section):
     """How to train. The same recipe for every aggregator."""
 
     epochs: int = Field(20, ge=1, description="Most epochs.")
-    batch_size: int = Field(2, ge=1, description="Bags a step.")
+    batch_size: int = Field(4, ge=1, description="Bags a step.")
     lr: float = Field(1e-4, gt=0, description="Peak learning rate (AdamW).")
     weight_decay: float = Field(1e-2, ge=0, description="Decoupled weight decay; not on norms and biases.")
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps that warm up before the cosine.")
@@ -105,6 +105,7 @@ class FitConfig(_Section):
     monitor: Literal["val_loss", "val_macro_f1", "val_auroc"] = Field(
         "val_loss", description="Validation metric that chooses the epoch."
     )
+    min_epochs: int = Field(10, ge=1, description="Epochs before which none is chosen and training does not stop.")
     patience: int = Field(10, ge=1, description="Epochs without improvement before stopping.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train.")
     precision: Literal["auto", "32", "bf16", "16"] = Field(

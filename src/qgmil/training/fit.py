@@ -14,14 +14,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from qgmil.bags.dataset import BagDataset
 from qgmil.errors import BagError, ConfigError
 from qgmil.models.base import Aggregator, ClosedForm
 from qgmil.models.registry import create_model
-from qgmil.training.callbacks import AtomicCheckpointIO, EpochHook, Recorder
+from qgmil.training.callbacks import AtomicCheckpointIO, EpochHook, LaterStopping, Recorder
 from qgmil.training.config import TrainConfig
 from qgmil.training.device import choose_device, choose_precision
 from qgmil.training.module import MILModule, balanced_weights
@@ -95,7 +94,9 @@ def fit_model(
         every = (train[i] for i in range(len(train)))
         model.fit_closed_form(every, classes, class_weights=weights, seed=seed)
         return FitResult(model.eval(), [], -1, time.perf_counter() - started)
-    recorder = Recorder(folder, config.monitor if val is not None else None, config.checkpoint_seconds, on_epoch)
+    recorder = Recorder(
+        folder, config.monitor if val is not None else None, config.min_epochs, config.checkpoint_seconds, on_epoch
+    )
     steps = config.epochs * -(-len(train) // config.batch_size)
     module = MILModule(model, classes, config, seed=seed, total_steps=steps, class_weights=weights)
     _run(module, recorder, train, val, resume)
@@ -142,7 +143,8 @@ def _trainer(recorder: Recorder, validates: bool, device: str, config: TrainConf
     callbacks: list[pl.Callback] = [recorder]
     if validates:
         mode = "min" if config.monitor == "val_loss" else "max"
-        callbacks.insert(0, EarlyStopping(config.monitor, patience=config.patience, mode=mode, check_finite=True))
+        stopping = LaterStopping(config.monitor, config.min_epochs, patience=config.patience, mode=mode)
+        callbacks.insert(0, stopping)
     logger: Any = False
     if recorder.folder is not None and find_spec("tensorboard") is not None:
         from lightning.pytorch.loggers import TensorBoardLogger
