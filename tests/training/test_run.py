@@ -14,6 +14,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 import qgmil
 from cohort import SMALL, make_cohort
 from qgmil.errors import ConfigError, ManifestError, QGMILError, RunError, SplitError
+from qgmil.report.data import load_result
 from qgmil.training.config import TrainConfig
 from qgmil.training.run import train_run
 from qgmil.training.runfolder import cell_folders
@@ -154,9 +155,11 @@ def test_skipped_bags_are_recorded(tmp_path: Path) -> None:
     (tmp_path / "data" / "features" / "p03_1.npy").unlink()
     with pytest.raises(QGMILError, match=r"p03_1"):
         train(manifest, tmp_path / "run", folds=2, epochs=1)
-    run = train(manifest, tmp_path / "run", folds=2, epochs=1, skip=("missing",))
-    metrics = json.loads((run / "metrics.json").read_text())
-    assert [s[0] for s in metrics["skipped"]] == ["p03_1"]
+    for name, options in (("folds", {"folds": 2}), ("single", {})):
+        run = train(manifest, tmp_path / name, epochs=1, skip=("missing",), **options)
+        assert [s["bag_id"] for s in load_result(run).skipped] == ["p03_1"]
+    whole = train(make_cohort(tmp_path / "whole"), tmp_path / "other", epochs=1, skip=("missing",))
+    assert load_result(whole).skipped == [] and not (whole / "skipped.csv").exists()
 
 
 def test_an_existing_run_is_not_overwritten(folds: Path, manifest: Path) -> None:

@@ -10,9 +10,9 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from qgmil.report.data import load_result
 from qgmil.report.page import write_report
 from qgmil.report.tables import comparison_table, number
-from qgmil.training.runfolder import read_metrics
 
 console = Console(highlight=False)
 messages = Console(stderr=True, highlight=False)
@@ -121,7 +121,7 @@ def finish_run(folder: Path, *, quiet: bool = False) -> None:
     write_report(folder)
     if not quiet:
         console.print(comparison_table([folder]))
-        skipped = read_metrics(folder).get("skipped") or []
+        skipped = load_result(folder).skipped
         if skipped:
             say(f"{len(skipped)} files or bags were skipped as asked; they are listed in {folder / 'skipped.csv'}")
         say(f"run folder: {folder}   page: {folder / 'report.html'}")

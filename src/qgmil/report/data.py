@@ -10,8 +10,18 @@ from typing import Any
 import numpy as np
 
 from qgmil.errors import RunError
+from qgmil.files import read_csv
 from qgmil.training.config import TrainConfig, read_yaml
-from qgmil.training.runfolder import CONFIG, METRICS, SPLIT, cell_folders, read_metrics, read_predictions, read_run
+from qgmil.training.runfolder import (
+    CONFIG,
+    METRICS,
+    SKIPPED,
+    SPLIT,
+    cell_folders,
+    read_metrics,
+    read_predictions,
+    read_run,
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,12 @@ class RunResult:
         if attention is None:
             return None
         return _score(attention["metrics"].get(name)) if self.many else Score(attention[name])
+
+    @property
+    def skipped(self) -> list[dict[str, str]]:
+        """Bags and files that were left out as configured, each with its reason."""
+        path = self.folder / SKIPPED
+        return read_csv(path) if path.is_file() else []
 
     @property
     def mass_curve(self) -> dict[str, Any] | None:

@@ -57,7 +57,7 @@ def write_report(folder: str | Path) -> Path:
         pictures=pictures,
         worst=_worst(result),
         not_pooled=result.metrics.get("not_pooled"),
-        skipped=result.metrics.get("skipped") or [],
+        skipped=result.skipped,
     )
     target = result.folder / "report.html"
     write_text(target, page)

@@ -126,8 +126,8 @@ def _run(module: MILModule, recorder: Recorder, train: BagDataset, val: BagDatas
     batches = train_loader(train, classes, seed=module.seed, sample=config.sample, **loading)
     val_batches = None if val is None else eval_loader(val, classes, sample=config.eval_sample, **loading)
     checkpoint = recorder.checkpoint if resume and recorder.checkpoint and recorder.checkpoint.exists() else None
+    deterministic = torch.are_deterministic_algorithms_enabled()  # before the trainer switches it on for CUDA
     trainer = _trainer(recorder, val is not None, device, config)
-    deterministic = torch.are_deterministic_algorithms_enabled()
     try:
         with quiet_lightning():
             trainer.fit(module, batches, val_batches, ckpt_path=None if checkpoint is None else str(checkpoint))

@@ -22,6 +22,7 @@ from qgmil.training.fit import Interrupted, build_model, check_classes
 from qgmil.training.runfolder import (
     METRICS,
     PREDICTIONS,
+    SKIPPED,
     SPLIT,
     check_same_manifest,
     create_run,
@@ -84,7 +85,8 @@ def train_run(manifest: str | Path, output: str | Path, config: TrainConfig, pro
     manifest, output = Path(manifest), Path(output)
     bags, cells = _plan(manifest, output, config)
     create_run(output, config, manifest)
-    write_csv(output / "skipped.csv", [{"bag_id": bag, "reason": reason} for bag, reason in bags.skipped])
+    if bags.skipped:
+        write_csv(output / SKIPPED, [{"bag_id": bag, "reason": reason} for bag, reason in bags.skipped])
     for cell in cells:
         cell.folder.mkdir(parents=True, exist_ok=True)
         write_csv(cell.folder / SPLIT, split_rows(cell, bags))
@@ -187,11 +189,11 @@ def _run_cells(
             raise Interrupted(stop.model, f"interrupted; continue with: qgmil train --resume {folder}") from None
         progress.cell(metrics)
     if len(cells) > 1:
-        _summarise(folder, bags, cells)
+        _summarise(folder, cells)
     return folder
 
 
-def _summarise(folder: Path, bags: BagDataset, cells: list[Cell]) -> None:
+def _summarise(folder: Path, cells: list[Cell]) -> None:
     found = [read_metrics(c.folder) for c in cells]
     tests = [[r for r in read_predictions(c.folder) if r["part"] == "test"] for c in cells]
     write_csv(folder / PREDICTIONS, [r for rows in tests for r in rows])
@@ -208,7 +210,6 @@ def _summarise(folder: Path, bags: BagDataset, cells: list[Cell]) -> None:
         "cells": [c.folder.name for c in cells],
         "parameters": found[0]["parameters"],
         "seconds": round(sum(m["seconds"] for m in found), 1),
-        "skipped": [list(s) for s in bags.skipped],
         "summary": summarise({**m["test"], **p} for m, p in zip(found, place, strict=True)),
         "summary_calibrated": summarise({**m["test_calibrated"], **p} for m, p in zip(found, place, strict=True)),
         "attention": summarise(attention) if attention else None,

@@ -22,12 +22,13 @@ from qgmil.errors import RunError
 from qgmil.files import read_csv, write_json, write_text
 from qgmil.training.config import TrainConfig, read_yaml
 
-CONFIG, METRICS, PREDICTIONS, HISTORY, SPLIT = (
+CONFIG, METRICS, PREDICTIONS, HISTORY, SPLIT, SKIPPED = (
     "config.yaml",
     "metrics.json",
     "predictions.csv",
     "history.csv",
     "split.csv",
+    "skipped.csv",
 )
 
 
