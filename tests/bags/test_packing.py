@@ -118,3 +118,12 @@ def test_masks_that_do_not_fit() -> None:
     for bags, mask in ((ROWS, torch.zeros(5)), (ROWS[None], torch.zeros(1, 5))):
         with pytest.raises(BagError, match="bag 0 of the batch is empty"):
             pack(bags, mask)
+
+
+def test_a_list_of_matrices_is_a_batch() -> None:
+    packed, _ = pack([torch.ones(3, 2), torch.zeros(1, 2)])
+    assert packed.sizes == (3, 1)
+    assert packed.bag_ids == ("0", "1")
+    assert torch.equal(packed.features, torch.tensor([[1.0, 1], [1, 1], [1, 1], [0, 0]]))
+    with pytest.raises(BagError, match="bag '1' has 4 features an instance but bag '0' has 2"):
+        pack([torch.ones(3, 2), torch.ones(3, 4)])

@@ -11,7 +11,7 @@ from torch import Tensor
 from qgmil.bags.bag import Bag, PackedBags
 from qgmil.errors import BagError
 
-BagsLike = PackedBags | Bag | Sequence[Bag] | Tensor
+BagsLike = PackedBags | Bag | Sequence[Bag] | Sequence[Tensor] | Tensor
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ def pack(bags: BagsLike, mask: Tensor | None = None) -> tuple[PackedBags, Layout
     """Turn any accepted input into packed bags.
 
     Args:
-        bags: `PackedBags`, a `Bag` or several, a dense tensor ``(B, N, D)``, one bag ``(N, D)``, or a nested
-            jagged tensor (with holes too, as `torch.nested.narrow` makes them).
+        bags: `PackedBags`, a `Bag` or several, a dense tensor ``(B, N, D)``, one bag ``(N, D)`` or a list of such, or
+            a nested jagged tensor (with holes too, as `torch.nested.narrow` makes them).
         mask: for dense input, ``(B, N)`` or, for one bag, ``(N,)`` of bool, int or float; nonzero means valid. What
             lies at invalid positions, even NaN, is never read.
 
@@ -64,7 +64,9 @@ def pack(bags: BagsLike, mask: Tensor | None = None) -> tuple[PackedBags, Layout
     _no_mask(mask, "packed bags")
     if isinstance(bags, PackedBags):
         return bags, Layout()
-    return PackedBags.from_bags([bags] if isinstance(bags, Bag) else list(bags)), Layout()
+    several = [bags] if isinstance(bags, Bag) else bags
+    each = [b if isinstance(b, Bag) else Bag(b, bag_id=str(i)) for i, b in enumerate(several)]
+    return PackedBags.from_bags(each), Layout()
 
 
 def _no_mask(mask: Tensor | None, what: str) -> None:

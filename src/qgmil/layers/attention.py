@@ -5,66 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from qgmil.errors import ConfigError
+from qgmil.layers.clusters import clustered_attention
 from qgmil.layers.norm import make_norm
+from qgmil.layers.segments import segment_attention
 
 GATES = ("headwise", "elementwise", "none")
-
-
-def segment_attention(q: Tensor, k: Tensor, v: Tensor, sizes: Sequence[int], dropout: float = 0.0) -> Tensor:
-    """Softmax attention within each bag, never across bags.
-
-    Args:
-        q: queries ``(T, H, d)``.
-        k: keys ``(T, G, d)``; G divides H (grouped-query attention, 2305.13245): head h uses key h // (H / G).
-        v: values ``(T, G, d)``.
-        sizes: instances of each bag.
-        dropout: probability of dropping an attention weight.
-
-    Returns:
-        ``(T, H, d)``.
-    """
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1:  # expanding keys keeps the fused kernel, whose memory is linear; its own GQA path may not
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    parts = []
-    for qi, ki, vi in zip(q.split(list(sizes)), k.split(list(sizes)), v.split(list(sizes)), strict=True):
-        qh, kh, vh = (x.transpose(0, 1).unsqueeze(0) for x in (qi, ki, vi))  # (1, H, n, d)
-        out = _attend(qh, kh, vh, dropout)
-        parts.append(out.squeeze(0).transpose(0, 1))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-#: Entries of the attention map that a block of queries aims at, and the least rows of one, where no fused kernel does
-#: dropout.
-BLOCK_ENTRIES, BLOCK_ROWS = 2**19, 32
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """Attention of one bag ``(1, H, n, d)``, memory linear in n.
-
-    PyTorch has fused kernels with dropout for CUDA alone: elsewhere blocks of queries are attended one after the other
-    and recomputed in the backward pass. On CUDA the kernels want heads of a multiple of 8 channels, and what does not
-    fit takes the quadratic path: such heads are padded with zeros, which change neither products nor results.
-    """
-    cuda, width = q.device.type == "cuda", q.shape[-1]
-    if cuda and width % 8:
-        q, k, v = (F.pad(x, (0, -width % 8)) for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=width**-0.5)[..., :width]
-    if dropout == 0.0 or cuda:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-    rows = max(BLOCK_ROWS, BLOCK_ENTRIES // (q.shape[1] * k.shape[2]))
-    blocks = [
-        checkpoint(F.scaled_dot_product_attention, block, k, v, dropout_p=dropout, use_reentrant=False)
-        for block in q.split(rows, dim=2)
-    ]
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
 
 
 @dataclass(frozen=True)
@@ -104,6 +55,7 @@ class GatedSelfAttention(nn.Module):
         qk_norm: "rms", "layer" or "none"; weights shared by all heads.
         bias: biases in all four projections.
         dropout: attention dropout.
+        key_clusters: most keys of a bag; larger bags attend to clusters of instances. None: all keys.
 
     Raises:
         ConfigError: an unknown gate, or heads that do not divide.
@@ -120,6 +72,7 @@ class GatedSelfAttention(nn.Module):
         qk_norm: str = "rms",
         bias: bool = False,
         dropout: float = 0.0,
+        key_clusters: int | None = None,
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
@@ -129,7 +82,7 @@ class GatedSelfAttention(nn.Module):
             raise ConfigError(f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}")
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.gate_dim = {"headwise": 1, "elementwise": head_dim, "none": 0}[gate]
-        self.gate, self.dropout = gate, dropout
+        self.gate, self.dropout, self.key_clusters = gate, dropout, key_clusters
         self.q_proj = nn.Linear(dim, num_heads * (head_dim + self.gate_dim), bias=bias)
         self.k_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
         self.v_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
@@ -148,10 +101,19 @@ class GatedSelfAttention(nn.Module):
         v = self.v_proj(u).view(rows, self.num_kv_heads, d)
         return self.q_norm(q), self.k_norm(k), v, gate
 
+    def compile_project(self, **options: Any) -> None:
+        """Compile the projections and their norms, for any number of rows (options of `torch.compile`)."""
+        self.__dict__["project"] = torch.compile(self.project, dynamic=True, **options)
+
     def forward(self, u: Tensor, sizes: Sequence[int]) -> Tensor:
         """Attend within each bag: ``(T, dim) -> (T, dim)``."""
         q, k, v, gate = self.project(u)
-        out = segment_attention(q, k, v, sizes, self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        if self.key_clusters is not None and max(sizes) > self.key_clusters:
+            out = clustered_attention(q, k, v, u, sizes, self.key_clusters, dropout)
+        else:
+            out = segment_attention(q, k, v, sizes, dropout)
+        del q, k, v  # without gradients their memory is free from here on
         if gate is not None:
             out = out * gate.sigmoid()
         return self.o_proj(out.flatten(1))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from qgmil.errors import ConfigError
 from qgmil.layers.attention import GatedSelfAttention
+from qgmil.layers.dropout import Dropout
 from qgmil.layers.feedforward import MLPS
 from qgmil.layers.norm import make_norm
 
@@ -47,7 +48,7 @@ class GatedBlock(nn.Module):
         self.self_attn = attention
         self.post_attention_layernorm = make_norm(norm, dim, eps)
         self.mlp = MLPS[mlp](dim, ffn_dim, activation)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, h: Tensor, sizes: Sequence[int]) -> Tensor:
         """``(T, dim) -> (T, dim)``."""

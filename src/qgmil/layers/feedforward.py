@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qgmil.errors import ConfigError
+from qgmil.layers.kernels.swiglu import swiglu
+
+#: Instances above which memory counts for more than the few per cent of time that saving it costs.
+LARGE = 8192
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -28,6 +33,12 @@ def activation_named(name: str) -> Callable[[Tensor], Tensor]:
     return ACTIVATIONS[name]
 
 
+def compute_dtype(x: Tensor) -> Tensor:
+    """`x` in the dtype in which autocast computes matrix products, if it is on."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
 class SwiGLU(nn.Module):
     """``W_down(act(W_gate x) * W_up x)`` (Shazeer 2020, 2002.05202), without biases."""
 
@@ -40,6 +51,9 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(T, dim) -> (T, dim)``."""
+        if not torch.compiler.is_compiling() and self.activation is F.silu and x.shape[0] > LARGE:
+            weights = (layer.weight for layer in (self.gate_proj, self.up_proj, self.down_proj))
+            return swiglu(compute_dtype(x), *weights)
         return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
 
 

@@ -55,6 +55,8 @@ class Aggregator(nn.Module, ABC):
         self.name: str = type(self).__name__.lower()
         self.options: dict[str, Any] = {}
         self.standardize: Standardize | None = None
+        #: Recompute blocks in the backward pass instead of keeping their activations. No effect without blocks.
+        self.checkpointing = False
 
     @abstractmethod
     def forward_packed(self, bags: PackedBags, return_attention: bool) -> BagOutput:
@@ -115,6 +117,20 @@ class Aggregator(nn.Module, ABC):
             logits, labels.long(), weight=weights, label_smoothing=label_smoothing, reduction="none"
         )
         return losses.mean()
+
+    def compile_parts(self, mode: str = "default", **options: Any) -> None:
+        """Compile (`torch.compile`) what works row by row, for any number of rows: no bag size compiles it anew.
+
+        Attention and pooling, whose shapes are the bags', stay as they are.
+
+        Args:
+            mode: of `torch.compile`; "reduce-overhead" uses CUDA graphs, for small bags.
+            options: others of `torch.compile`, such as ``backend``.
+
+        Raises:
+            ConfigError: this aggregator has no such parts.
+        """
+        raise ConfigError(f"{self.name} has no parts to compile: leave compile at 'no'")
 
     @property
     def config(self) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from qgmil.bags.bag import PackedBags
 from qgmil.bags.packing import BagsLike, pack
 from qgmil.errors import BagError, ConfigError
 from qgmil.layers.attention import GatedSelfAttention, LayerAttention
 from qgmil.layers.block import GatedBlock
+from qgmil.layers.dropout import Dropout
 from qgmil.layers.norm import NORMS, outer_norm
 from qgmil.layers.pooling import NormedAttentionPool, segment_max, segment_mean
 from qgmil.models.base import Aggregator, apply_head, check_rates, check_sizes, fold_standardization, load_strict
@@ -56,6 +58,8 @@ class QGMIL(Aggregator):
         activation: of the feed-forward: "silu", "gelu", "gelu_tanh" or "relu".
         bias: biases in the attention's projections.
         pooling: "attention", "mean", "max" or "cls" (a class token, whose final state is the bag vector).
+        key_clusters: most keys that an instance attends to. Larger bags are attended by means of that many clusters of
+            like instances (see `qgmil.layers.clusters`), so that cost grows linearly. None: exact attention.
         eps: of RMSNorm everywhere, and of LayerNorm within the blocks (see `outer_norm`).
 
     Raises:
@@ -84,6 +88,7 @@ class QGMIL(Aggregator):
         activation: str = "silu",
         bias: bool = False,
         pooling: str = "attention",
+        key_clusters: int | None = None,
         eps: float = 1e-6,
     ) -> None:
         super().__init__(in_dim, num_classes)
@@ -95,13 +100,15 @@ class QGMIL(Aggregator):
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         check_sizes(width=width, num_heads=num_heads, num_kv_heads=num_kv_heads, num_layers=num_layers, ffn_dim=ffn_dim)
         check_rates(dropout=dropout, attention_dropout=attention_dropout, eps=eps)
+        if key_clusters is not None:
+            check_sizes(key_clusters=key_clusters)
         if head_dim is None:
             head_dim = derive_head_dim(width, num_heads)
         check_sizes(head_dim=head_dim)
         self.width, self.eps, self.activation = width, eps, activation
         self.pooling_kind, self.attention_dropout = pooling, attention_dropout
         self.has_attention = pooling == "attention"
-        self.input_proj = nn.Sequential(nn.Linear(in_dim, width), outer_norm(norm, width, eps), nn.Dropout(dropout))
+        self.input_proj = nn.Sequential(nn.Linear(in_dim, width), outer_norm(norm, width, eps), Dropout(dropout))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if pooling == "cls" else None
         self.layers = nn.ModuleList()
         for _ in range(num_layers):
@@ -114,6 +121,7 @@ class QGMIL(Aggregator):
                 qk_norm=qk_norm,
                 bias=bias,
                 dropout=attention_dropout,
+                key_clusters=key_clusters,
                 eps=eps,
             )
             block = GatedBlock(
@@ -123,7 +131,7 @@ class QGMIL(Aggregator):
         self.final_norm = outer_norm(norm, width, eps)
         self.pooling = NormedAttentionPool(width, outer_norm(norm, width, eps)) if pooling == "attention" else None
         self.classifier = nn.Sequential(
-            nn.Linear(width, width // 2), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width // 2, num_classes)
+            nn.Linear(width, width // 2), nn.ReLU(), Dropout(dropout), nn.Linear(width // 2, num_classes)
         )
         self.reset_parameters()
 
@@ -142,6 +150,12 @@ class QGMIL(Aggregator):
         """The transformer blocks in order."""
         return [cast(GatedBlock, block) for block in self.layers]
 
+    def compile_parts(self, mode: str = "default", **options: Any) -> None:
+        for block in self.blocks:
+            block.self_attn.compile_project(mode=mode, **options)
+            block.mlp.compile(mode=mode, dynamic=True, **options)
+        self.input_proj.compile(mode=mode, dynamic=True, **options)
+
     def _stream(self, bags: PackedBags) -> tuple[Tensor, tuple[int, ...]]:
         """Input of the first block ``(T, d)`` and the bag sizes, class tokens included (first of each bag)."""
         h = self.input_proj(bags.features)
@@ -154,7 +168,10 @@ class QGMIL(Aggregator):
     def forward_packed(self, bags: PackedBags, return_attention: bool) -> BagOutput:
         h, sizes = self._stream(bags)
         for block in self.layers:
-            h = block(h, sizes)
+            if self.checkpointing and torch.is_grad_enabled():
+                h = checkpoint(block, h, sizes, use_reentrant=False)
+            else:
+                h = block(h, sizes)
         h = self.final_norm(h)
         attention = None
         if self.pooling is not None:
@@ -182,10 +199,16 @@ class QGMIL(Aggregator):
             token first).
 
         Raises:
-            BagError: a bag larger than max_instances.
+            BagError: a bag larger than max_instances, or than the model's key_clusters (there is no such map then).
         """
         packed = self.prepare(pack(bags, mask)[0])
+        clusters = self.blocks[0].self_attn.key_clusters
         for bag_id, size in zip(packed.bag_ids, packed.sizes, strict=True):
+            if clusters is not None and size > clusters:
+                raise BagError(
+                    f"bag {bag_id!r} has {size} instances: this model attends to {clusters} clusters of them, so there "
+                    "is no map of every pair"
+                )
             if size > max_instances:
                 raise BagError(
                     f"bag {bag_id!r} has {size} instances: its full maps would have {size}^2 entries a head; sample "

@@ -84,12 +84,14 @@ def released_config(model: QGMIL) -> dict[str, Any]:
     """The released configuration of a model of ours.
 
     Raises:
-        ConfigError: a plain MLP or a q/k norm of another kind than the others: the release has neither.
+        ConfigError: a plain MLP, clustered keys, or a q/k norm of another kind than the others: the release has none.
     """
     block = model.blocks[0]
     attention = block.self_attn
     if isinstance(block.mlp, PlainMLP):
         raise ConfigError("the release has no plain MLP: a model with mlp='plain' cannot be exported")
+    if attention.key_clusters is not None:
+        raise ConfigError("the release attends to all keys: a model with key_clusters cannot be exported")
     rms = isinstance(model.final_norm, RMSNorm)
     has_qk_norm = hasattr(attention.q_norm, "weight")
     if has_qk_norm and isinstance(attention.q_norm, RMSNorm) != rms:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from qgmil.bags.bag import PackedBags
+from qgmil.layers.dropout import Dropout
 from qgmil.layers.pooling import segment_max, segment_mean
 from qgmil.models.base import Aggregator, apply_head, check_rates, check_sizes
 from qgmil.models.output import BagOutput
@@ -26,7 +27,7 @@ class _Embedded(Aggregator):
         super().__init__(in_dim, num_classes)
         check_sizes(width=width)
         check_rates(dropout=dropout)
-        self.embed = nn.Sequential(nn.Linear(in_dim, width), nn.ReLU(), nn.Dropout(dropout))
+        self.embed = nn.Sequential(nn.Linear(in_dim, width), nn.ReLU(), Dropout(dropout))
         self.head = nn.Linear(width, num_classes)
 
 

@@ -1,0 +1,177 @@
+"""Attention in bfloat16 on CPUs, in blocks of matrix products, for logits that are known to be bounded.
+
+With q and k normalised per head (QG-MIL), Cauchy and Schwarz bound every logit: ``|q . k| / sqrt(d)`` is at most
+``max |q| max |k| / sqrt(d)``, which is 8 for heads of 64 whose norms have unit weights. Where the bound is small enough
+for ``exp`` of either sign to stay far inside bfloat16's range, softmax needs no running maximum: attention is nothing
+but products of blocks, an exponential and sums. Those run near the rate of the machine's matrix products, which
+PyTorch's own CPU kernel does not reach in bfloat16.
+
+Precision: logits and weights of a block are rounded to bfloat16, as autocast rounds them in unfused attention; sums
+over blocks accumulate in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import once_differentiable
+
+#: Largest bound on a logit. Weights stay within e^-40 to e^40 and their sums over 10^6 instances below 10^24: all are
+#: normal bfloat16 numbers (10^-38 to 10^38), and so are their reciprocals.
+MAX_LOGIT = 40.0
+
+#: Queries and keys of a block. 8 heads of it fill the second-level cache, and the cost of a call is lost in it.
+BLOCK = 512
+
+
+def fits(q: Tensor, k: Tensor) -> bool:
+    """Whether `bounded_attention` can take these queries and keys ``(T, heads, d)``."""
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+        return False
+    if isinstance(q, FakeTensor):  # traced for its memory: there are no values to look at
+        return True
+    with torch.no_grad():
+        bound = _largest(q) * _largest(k) / math.sqrt(q.shape[-1])
+    return bound <= MAX_LOGIT  # False for NaN
+
+
+def bounded_attention(q: Tensor, k: Tensor, v: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Softmax attention within each bag.
+
+    Args:
+        q: queries ``(T, H, d)``, bfloat16, for which `fits` holds.
+        k, v: keys and values ``(T, G, d)``; G divides H.
+        sizes: instances of each bag.
+
+    Returns:
+        ``(T, H, d)``.
+    """
+    out: Tensor = _Bounded.apply(q, k, v, tuple(sizes))
+    return out
+
+
+def _largest(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).amax())
+
+
+class _Bounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        q = q * q.shape[-1] ** -0.5
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        total = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+        groups = k.shape[1]
+        with torch.autocast("cpu", enabled=False):
+            for rows in _rows(sizes):
+                o, s = _forward(*(_by_group(x[rows], groups) for x in (q, k, v)))
+                out[rows] = _by_row(o, out[rows].shape)
+                total[rows] = _by_row(s, total[rows].shape)
+        ctx.save_for_backward(q, k, v, out, total)
+        ctx.sizes = sizes
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, out, total = ctx.saved_tensors
+        groups = k.shape[1]
+        scaled = grad / total.unsqueeze(-1)  # float32; the weights below are not normalised
+        delta = torch.einsum("thd,thd->th", scaled, out.float()).to(q.dtype)
+        scaled = scaled.to(q.dtype)
+        dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+        for rows in _rows(ctx.sizes):
+            parts = _backward(*(_by_group(x[rows], groups) for x in (q, k, v, scaled, delta)))
+            for whole, part in zip((dq, dk, dv), parts, strict=True):
+                whole[rows] = _by_row(part, whole[rows].shape)
+        return dq.mul_(q.shape[-1] ** -0.5), dk, dv, None
+
+
+def _rows(sizes: Sequence[int]) -> Iterator[slice]:
+    start = 0
+    for n in sizes:
+        yield slice(start, start + n)
+        start += n
+
+
+def _by_group(x: Tensor, groups: int) -> Tensor:
+    """``(n, H, d) -> (G, n * H / G, d)``: the heads of a group share keys, so their queries are rows of one matrix."""
+    x = x.unflatten(1, (groups, -1)).movedim(0, 2)  # (G, H / G, n, d)
+    return x.flatten(1, 2).contiguous()
+
+
+def _by_row(x: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `_by_group`, to ``(n, H, d)`` or ``(n, H)``."""
+    return x.view(x.shape[0], -1, shape[0], *shape[2:]).movedim(2, 0).reshape(shape)
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs ``(G, m, d)`` in float32 and sums of the weights ``(G, m)``, from scaled q ``(G, m, d)``, k and v."""
+    groups, queries, d = q.shape
+    keys = k.transpose(1, 2).split(BLOCK, dim=2)
+    values = v.split(BLOCK, dim=1)
+    out = q.new_zeros((groups, queries, d), dtype=torch.float32)
+    total = q.new_zeros((groups, queries, 1), dtype=torch.float32)
+    space = _Space(q, min(BLOCK, queries), min(BLOCK, k.shape[1]))
+    for start in range(0, queries, BLOCK):
+        block = q[:, start : start + BLOCK]
+        o, s = out[:, start : start + BLOCK], total[:, start : start + BLOCK]
+        product = space.product(block.shape[1])
+        for kj, vj in zip(keys, values, strict=True):
+            weights = torch.bmm(block, kj, out=space.weights(block.shape[1], kj.shape[2])).exp_()
+            s.add_(weights.sum(-1, keepdim=True, dtype=torch.float32))
+            o.add_(torch.bmm(weights, vj, out=product))
+    return out.div_(total), total.squeeze(-1)
+
+
+def _backward(q: Tensor, k: Tensor, v: Tensor, g: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of scaled q, of k and of v, in float32.
+
+    Args:
+        q, k, v: as in `_forward`.
+        g: gradient of the output over the sum of the weights ``(G, m, d)``.
+        delta: its products with the output ``(G, m)``.
+    """
+    # Weights are made transposed, keys by queries: then of the five products only one has a transposed left side.
+    dq, dk, dv = (torch.zeros_like(x, dtype=torch.float32) for x in (q, k, v))
+    by_query = (q.split(BLOCK, 1), g.split(BLOCK, 1), delta.unsqueeze(1).split(BLOCK, 2), dq.split(BLOCK, 1))
+    queries = list(zip(*by_query, strict=True))
+    rows, columns = min(BLOCK, k.shape[1]), min(BLOCK, q.shape[1])
+    first, second = _Space(q, rows, columns), _Space(q, columns, rows)
+    slope_space = torch.empty_like(first.flat)
+    by_part = (x.split(BLOCK, 1) for x in (k, v, dk, dv))
+    for kj, vj, dk_part, dv_part in zip(*by_part, strict=True):
+        by_key = first.product(kj.shape[1])
+        for qi, gi, di, dq_part in queries:
+            m = qi.shape[1]
+            weights = torch.bmm(kj, qi.transpose(1, 2), out=first.weights(kj.shape[1], m)).exp_()
+            slope = torch.bmm(vj, gi.transpose(1, 2), out=_shaped(slope_space, weights.shape))
+            slope.sub_(di).mul_(weights)
+            dv_part.add_(torch.bmm(weights, gi, out=by_key))
+            dk_part.add_(torch.bmm(slope, qi, out=by_key))
+            dq_part.add_(torch.bmm(slope.transpose(1, 2), kj, out=second.product(m)))
+    return dq, dk, dv
+
+
+class _Space:
+    """Memory for one block of weights and one of products, used again for every block."""
+
+    def __init__(self, like: Tensor, rows: int, columns: int) -> None:
+        groups, _, self.d = like.shape
+        self.groups = groups
+        self.flat = like.new_empty(groups * rows * columns)
+        self.small = like.new_empty(groups * rows * self.d)
+
+    def weights(self, rows: int, columns: int) -> Tensor:
+        return _shaped(self.flat, torch.Size((self.groups, rows, columns)))
+
+    def product(self, rows: int) -> Tensor:
+        return _shaped(self.small, torch.Size((self.groups, rows, self.d)))
+
+
+def _shaped(flat: Tensor, shape: torch.Size) -> Tensor:
+    return flat[: shape.numel()].view(shape)

@@ -1,0 +1,75 @@
+"""How a model is run changes what it costs, never what it says: checkpointing and compilation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from qgmil import create_model
+from qgmil.errors import ConfigError
+
+
+def model_and_bags():
+    torch.manual_seed(0)
+    model = create_model("qgmil", in_dim=8, num_classes=2, width=16, num_heads=2, ffn_dim=32, num_layers=2)
+    return model, [torch.randn(n, 8) for n in (5, 1, 30)]
+
+
+def step(model, bags) -> list[torch.Tensor]:
+    model.zero_grad()
+    torch.manual_seed(1)
+    out = model(bags)
+    model.loss(out, torch.tensor([0, 1, 0])).backward()
+    return [out.logits.detach(), *(p.grad.clone() for p in model.parameters())]
+
+
+def test_checkpointing_changes_no_number() -> None:
+    model, bags = model_and_bags()
+    plain = step(model, bags)  # with dropout: the same random numbers are drawn again
+    model.checkpointing = True
+    for a, b in zip(plain, step(model, bags), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_checkpointing_keeps_less() -> None:
+    model = create_model("qgmil", in_dim=8, num_classes=2, width=32, num_heads=2, ffn_dim=128, num_layers=3)
+    kept = {}
+    for checkpointing in (False, True):
+        model.checkpointing = checkpointing
+        sizes: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            sizes[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            out = model(torch.randn(1000, 8))
+        kept[checkpointing] = sum(sizes.values())
+        del out
+    assert kept[True] < 0.5 * kept[False]
+
+
+def test_compiled_parts_agree_and_no_size_compiles_them_anew() -> None:
+    model, bags = model_and_bags()
+    model.eval()
+    with torch.no_grad():
+        plain = [model(torch.ones(n, 8)).logits for n in range(2, 40)]
+        torch._dynamo.reset()
+        model.compile_parts(backend="eager")  # traces and guards as every backend does; needs no C++ compiler
+        model(torch.ones(40, 8))
+        model(torch.ones(41, 8))
+        counters.clear()
+        again = [model(torch.ones(n, 8)).logits for n in range(2, 40)]
+    assert counters["stats"]["unique_graphs"] == 0
+    for a, b in zip(plain, again, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    model.train()
+    compiled = step(model, bags)
+    assert all(bool(torch.isfinite(g).all()) for g in compiled)
+    torch._dynamo.reset()
+
+
+def test_what_cannot_be_compiled_says_so() -> None:
+    with pytest.raises(ConfigError, match="mean has no parts to compile"):
+        create_model("mean", in_dim=8, num_classes=2).compile_parts()
