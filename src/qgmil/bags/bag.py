@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,7 +11,11 @@ import torch
 from torch import Tensor
 
 from qgmil.bags import hints
+from qgmil.bags.ids import take_ids
 from qgmil.errors import BagError
+
+COORD_UNITS = ("px", "um", "grid", None)
+TILE_FACTS = ("tile_size", "mpp", "magnification", "tile_mpp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,10 +27,14 @@ class Bag:
         label: the bag's class as the user wrote it (text), or None when unknown.
         bag_id: unique name; always text ("0012" stays "0012").
         patient_id: the patient whose bags must stay on one side of a split; None means the bag itself.
-        coords: level-0 pixel position ``(N, 2)`` of each instance's top-left corner, or None.
-        coord_unit: "px" (level-0 pixels), or None when the file does not say; overlays refuse None.
-        tile_size: edge length of a tile in level-0 pixels, where the file knows it.
+        coords: position ``(N, 2)`` of each instance's top-left corner in `coord_unit`, or None.
+        coord_unit: "px" (level-0 pixels), "um" (microns), "grid" (column and row in the grid of tiles), or None when
+            the file does not say: the numbers are then as they stand in the file. Overlays refuse all but "px".
+        tile_size: edge length of a tile in the unit of the coordinates (level-0 pixels where there are none), where
+            the file knows it.
         mpp: microns per level-0 pixel, where the file knows it.
+        magnification: objective magnification at which the tiles were cut (20 is "20x"), where the file knows it.
+        tile_mpp: microns per pixel of the tiles as the encoder saw them, where the file knows it.
         instance_labels: ``(N,)`` integer truth of each instance, or None. Never an input to a model.
         instance_ids: N names of the instances (cells, tiles), or None.
 
@@ -41,8 +50,10 @@ class Bag:
     coord_unit: str | None = None
     tile_size: float | None = None
     mpp: float | None = None
+    magnification: float | None = None
+    tile_mpp: float | None = None
     instance_labels: Tensor | None = None
-    instance_ids: tuple[str, ...] | None = None
+    instance_ids: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.features.shape)
@@ -56,6 +67,8 @@ class Bag:
             raise BagError(
                 f"bag {self.bag_id!r} is empty: features have shape {shape}; remove it, or {hints.skip('empty')}"
             )
+        if self.coord_unit not in COORD_UNITS:
+            raise BagError(f"bag {self.bag_id!r}: coord_unit is {self.coord_unit!r}; it must be one of {COORD_UNITS}")
         for name in ("coords", "instance_labels", "instance_ids"):
             rows = getattr(self, name)
             if rows is not None and len(rows) != shape[0]:
@@ -76,9 +89,9 @@ class Bag:
 
     def check_finite(self) -> None:
         """Raise `BagError` naming the first instance and column that is NaN or infinite."""
-        finite = torch.isfinite(self.features)
-        if bool(finite.all()):
+        if all_finite(self.features):
             return
+        finite = torch.isfinite(self.features)
         row, column = (int(i) for i in (~finite).nonzero()[0])
         value = float(self.features[row, column])
         bad = int((~finite).any(dim=1).sum())
@@ -99,14 +112,21 @@ class Bag:
             features=self.features[rows],
             coords=pick(self.coords),
             instance_labels=pick(self.instance_labels),
-            instance_ids=None if ids is None else tuple(ids[int(i)] for i in rows),
+            instance_ids=None if ids is None else take_ids(ids, rows),
         )
+
+
+def all_finite(features: Tensor) -> bool:
+    """Whether no number is NaN or infinite."""
+    low, high = features.aminmax()  # NaN if any number is; a twentieth of the time of isfinite
+    return math.isfinite(low) and math.isfinite(high)
 
 
 def merge_bags(bags: Sequence[Bag], bag_id: str) -> Bag:
     """One bag of all instances of several (a patient's slides), in order.
 
-    Coordinates of different slides share no frame, so the merged bag has none unless there is one part.
+    Coordinates of different slides share no frame, so the merged bag has none unless there is one part. What is known
+    of the tiles (size in level-0 pixels, microns per pixel, magnification) stays where all parts agree on it.
 
     Raises:
         BagError: different widths, labels or patients.
@@ -121,11 +141,15 @@ def merge_bags(bags: Sequence[Bag], bag_id: str) -> Bag:
                 raise BagError(f"bag {bag_id!r}: {first.bag_id!r} has {name} {a!r} but {other.bag_id!r} has {b!r}")
     labels = [b.instance_labels for b in bags]
     ids = [b.instance_ids for b in bags]
+    agreed = {name: getattr(first, name) for name in TILE_FACTS if len({getattr(b, name) for b in bags}) == 1}
+    if any(b.coord_unit in ("um", "grid") for b in bags):  # without coordinates, a size can only be one in pixels
+        agreed.pop("tile_size", None)
     return Bag(
         features=torch.cat([b.features for b in bags]),
         label=first.label,
         bag_id=bag_id,
         patient_id=first.patient_id,
+        **agreed,
         instance_labels=torch.cat([x for x in labels if x is not None]) if all(x is not None for x in labels) else None,
         instance_ids=tuple(i for x in ids if x is not None for i in x) if all(x is not None for x in ids) else None,
     )

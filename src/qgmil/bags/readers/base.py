@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -43,9 +45,12 @@ class BagFile:
     Args:
         features: ``(N, D)``, float16, bfloat16 or float32, N >= 1.
         coords: ``(N, 2)`` top-left corners (int64, or float64 where the file has fractions), or None.
-        coord_unit: "px" for level-0 pixels, None where the file does not say.
-        tile_size: edge of a tile in level-0 pixels, where known.
+        coord_unit: "px" for level-0 pixels, "um" for microns, "grid" for columns and rows of the grid of tiles, None
+            where the file does not say (the numbers are then as they stand in it).
+        tile_size: edge of a tile in the unit of the coordinates (level-0 pixels where there are none), where known.
         mpp: microns per level-0 pixel, where known.
+        magnification: objective magnification at which the tiles were cut, where known.
+        tile_mpp: microns per pixel of the tiles as the encoder saw them, where known.
         instance_labels: ``(N,)`` int64, or None.
         instance_ids: N names, or None.
     """
@@ -55,6 +60,8 @@ class BagFile:
     coord_unit: str | None = None
     tile_size: float | None = None
     mpp: float | None = None
+    magnification: float | None = None
+    tile_mpp: float | None = None
     instance_labels: Tensor | None = None
     instance_ids: tuple[str, ...] | None = None
 
@@ -63,15 +70,21 @@ class BagFile:
 class Reader:
     """One on-disk layout: made from a module of this package that has ``NAME``, ``SUFFIXES`` and ``read``.
 
-    ``recognises(path)`` tells layouts that share a suffix apart by content; ``shape(path, dataset)`` is the raw
-    shape of the features without reading them.
+    What else a module may have: ``recognises(path, file)`` tells layouts that share a suffix apart by content (`file`
+    is the open HDF5 file, None for other suffixes); no two may claim one file, and a reader without it takes what
+    none claims. ``shape(path, dataset)`` is the raw shape of the features without reading them. ``FOLDERS`` is True
+    for a reader of folders. ``parts(path)`` lists the bags of a file that holds several, with their labels, and
+    ``label(path, dataset)`` is the label that a layout keeps beside a bag's features: neither is ever a feature.
     """
 
     name: str
     suffixes: tuple[str, ...]
     read: Callable[[Path, str | None], BagFile]
-    recognises: Callable[[Path], bool] | None = None
+    recognises: Callable[[Path, h5py.File | None], bool] | None = None
     shape: Callable[[Path, str | None], tuple[int, ...]] | None = None
+    folders: bool = False
+    parts: Callable[[Path], dict[str, str | None]] | None = None
+    label: Callable[[Path, str | None], str | None] | None = None
 
 
 @contextmanager
@@ -87,8 +100,12 @@ def guarded(path: Path, what: str) -> Iterator[None]:
         raise ReadError(f"{path}: cannot be read as {what} ({_first_line(error)}); copy or make it again") from error
 
 
-def check_path(path: Path) -> None:
+def check_path(path: Path, *, folders: bool = False) -> None:
     """Refuse what is no finished regular file, before any library opens it (a pipe would block for ever).
+
+    Args:
+        path: the file.
+        folders: whether a folder will do as well.
 
     Raises:
         MissingFileError, LockedFileError, ReadError.
@@ -96,7 +113,8 @@ def check_path(path: Path) -> None:
     if "\0" in str(path):
         raise ReadError(f"{str(path)!r}: a path cannot contain a zero byte; correct the path")
     try:
-        _check_regular(path)
+        if not (folders and path.is_dir()):
+            _check_regular(path)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise MissingFileError(
@@ -121,12 +139,58 @@ def _check_regular(path: Path) -> None:
         )
     if path.stat().st_size == 0:
         raise ReadError(f"{path}: the file has zero bytes; copy or make it again")
+    if stored := holes(path):
+        raise ReadError(f"{path}: {stored}")
+
+
+def holes(path: Path) -> str | None:
+    """What is wrong with a file that consists of holes: its size costs nothing, and is what every other size is
+    compared with. None where it is stored as it should be, or nobody can tell.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    size = path.stat().st_size
+    if size <= FREE_BYTES or not hasattr(os, "SEEK_DATA"):
+        return None
+    stored = at = 0
+    with path.open("rb") as file:
+        while at < size and stored * MAX_EXPANSION < size:
+            try:
+                start = os.lseek(file.fileno(), at, os.SEEK_DATA)
+                at = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # a file system that cannot tell
+                    return None
+                break  # nothing but a hole follows
+            stored += at - start
+    if stored * MAX_EXPANSION >= size:
+        return None
+    return f"has {size:,} bytes but only {stored:,} are stored, the rest are holes; copy or make it again"
 
 
 def _is_locked(path: Path) -> bool:
+    return _exists(Path(f"{path}.lock"))
+
+
+def split_part(path: Path) -> tuple[Path, str | None]:
+    """``file.h5::part`` as the file and the name of one of its bags; a path that exists as it stands has no part.
+
+    Where several ``::`` could be the one, the longest name of a file that is there wins.
+    """
+    text = str(path)
+    at = -1 if _exists(path) else text.rfind("::")
+    while at > 0:
+        if at + 2 < len(text) and _exists(Path(text[:at])) and Path(text[:at]).is_file():
+            return Path(text[:at]), text[at + 2 :]
+        at = text.rfind("::", 0, at)
+    return path, None
+
+
+def _exists(path: Path) -> bool:
     try:
-        return Path(f"{path}.lock").exists()
-    except OSError:  # a name so long that no lock can lie beside it
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
         return False
 
 

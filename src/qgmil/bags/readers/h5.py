@@ -17,6 +17,7 @@ from torch import Tensor
 
 from qgmil.bags import hints
 from qgmil.bags.readers.base import (
+    FEATURE_NAMES,
     BagFile,
     as_coords,
     as_features,
@@ -56,9 +57,7 @@ def read(path: Path, dataset: str | None = None) -> BagFile:
 def shape(path: Path, dataset: str | None = None) -> tuple[int, ...]:
     """The shape of the features, without reading them."""
     with open_h5(path) as file:
-        dset = features_of(path, file, dataset)
-        check_storage(path, dset)
-        return dset.shape if dset.shape is not None else (0,)
+        return raw_shape(path, features_of(path, file, dataset))
 
 
 @contextmanager
@@ -79,6 +78,26 @@ def find(path: Path, file: h5py.File, name: str) -> h5py.Dataset | None:
         inside = [f"{name}/{n}" for n in found] if isinstance(found, h5py.Group) else []
         raise ReadError(f"{path}: {name!r} is a group, not a data set; it has {listing(inside)}")
     return found
+
+
+def own(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
+    """What a group holds under a name in this very file, or None: for questions that must not fail on other names."""
+    try:
+        found = _resolve(Path(), group.file, group, name, MAX_SOFT_LINKS)
+    except ReadError:
+        return None
+    return found if isinstance(found, h5py.Group | h5py.Dataset) else None
+
+
+def own_dataset(group: h5py.Group, *names: str) -> h5py.Dataset | None:
+    """The first of the names under which a group itself holds a data set."""
+    return next((found for name in names if isinstance(found := own(group, name), h5py.Dataset)), None)
+
+
+def raw_shape(path: Path, dset: h5py.Dataset) -> tuple[int, ...]:
+    """The shape of a data set, once it is believed."""
+    check_storage(path, dset)
+    return dset.shape if dset.shape is not None else (0,)
 
 
 def _resolve(
@@ -110,7 +129,7 @@ def features_of(path: Path, file: h5py.File, dataset: str | None) -> h5py.Datase
     Raises:
         ReadError: none, or several that could be meant (all are listed).
     """
-    for name in (dataset,) if dataset is not None else ("features", "feats"):
+    for name in (dataset,) if dataset is not None else FEATURE_NAMES:
         found = find(path, file, name)
         if found is not None:
             return found

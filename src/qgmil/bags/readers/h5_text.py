@@ -39,11 +39,11 @@ def read_texts(path: Path, dset: h5py.Dataset, rows: int) -> tuple[str, ...]:
     with path.open("rb") as handle:
         handle.seek(offset)
         elements = list(ELEMENT.iter_unpack(handle.read(rows * ELEMENT.size)))
-        heaps = _Heaps(path, handle, dset.file.userblock_size)
+        heaps = Heaps(path, handle, dset.file.userblock_size)
         return tuple(heaps.text(*element) for element in elements)
 
 
-class _Heaps:
+class Heaps:
     """The global heaps of one file, each parsed once. Together they cannot be larger than the file."""
 
     def __init__(self, path: Path, handle: IO[bytes], base: int) -> None:

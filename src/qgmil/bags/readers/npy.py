@@ -18,16 +18,21 @@ SUFFIXES = (".npy",)
 
 def read(path: Path, dataset: str | None = None) -> BagFile:
     """Read features ``(N, D)``; the file knows nothing else."""
-    _no_dataset(path, dataset)
-    with path.open("rb") as handle:
-        return BagFile(as_features(path, read_stream(path, handle, path.stat().st_size)))
+    no_dataset(path, dataset)
+    return BagFile(as_features(path, read_array(path)))
 
 
 def shape(path: Path, dataset: str | None = None) -> tuple[int, ...]:
     """The declared shape, from the header alone."""
-    _no_dataset(path, dataset)
+    no_dataset(path, dataset)
     with path.open("rb") as handle:
         return header(path, handle, path.stat().st_size)[0]
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The array of a file."""
+    with path.open("rb") as handle:
+        return read_stream(path, handle, path.stat().st_size)
 
 
 def read_stream(path: Path, handle: IO[bytes], size: int, strings: bool = False) -> np.ndarray:
@@ -67,7 +72,12 @@ def header(path: Path, handle: IO[bytes], size: int, strings: bool = False) -> t
     return shape, dtype
 
 
-def _no_dataset(path: Path, dataset: str | None) -> None:
+def no_dataset(path: Path, dataset: str | None) -> None:
+    """Refuse the name of a data set: there is none to name.
+
+    Raises:
+        ReadError: one is given.
+    """
     if dataset is not None:
         raise ReadError(
             f"{path}: a .npy file holds one array without a name; leave out {hints.option('dataset', dataset)}"

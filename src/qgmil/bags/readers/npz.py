@@ -43,6 +43,17 @@ def shape(path: Path, dataset: str | None = None) -> tuple[int, ...]:
         return npy.header(path, handle, member.file_size)[0]
 
 
+def read_array(path: Path, name: str) -> np.ndarray:
+    """One array of an archive.
+
+    Raises:
+        ReadError: it is not there (the others are listed), or not plain numbers.
+    """
+    members = _members(path)
+    with zipfile.ZipFile(path) as archive:
+        return _load(path, archive, members[choose(path, members, name)])
+
+
 def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
     return {m.filename.removesuffix(".npy"): m for m in check_zip(path) if m.filename.endswith(".npy")}
 

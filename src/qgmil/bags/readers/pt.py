@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qgmil.bags import hints
 from qgmil.bags.readers.base import BagFile, as_coords, as_features, as_instance_labels, check_zip, choose
+from qgmil.bags.readers.pickles import check_pickles, python_objects
 from qgmil.errors import ReadError
 
 NAME = "pt"
@@ -25,18 +26,10 @@ def read(path: Path, dataset: str | None = None) -> BagFile:
     Raises:
         ReadError: Python objects in the file, or no tensor that could be the features.
     """
-    content = _load(path)
-    if isinstance(content, Tensor):
-        if dataset is not None:
-            raise ReadError(f"{path}: holds one tensor without a name; leave out {hints.option('dataset', dataset)}")
-        return BagFile(as_features(path, _plain(path, content)))
-    if not isinstance(content, dict):
-        raise ReadError(f"{path}: holds a {type(content).__name__}; expected a tensor or a dict with 'features'")
-    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-    name = choose(path, tensors, dataset, sole=[k for k in tensors if k not in EXTRAS])
-    features = as_features(path, _plain(path, tensors[name]))
+    tensor, extras = _features(path, dataset)
+    features = as_features(path, tensor)
     rows = features.shape[0]
-    coords, labels = (_plain(path, tensors[k]) if k in tensors and k != name else None for k in EXTRAS)
+    coords, labels = (_plain(path, extras[k]) if k in extras else None for k in EXTRAS)
     return BagFile(
         features,
         coords=None if coords is None else as_coords(path, coords, rows),
@@ -44,16 +37,33 @@ def read(path: Path, dataset: str | None = None) -> BagFile:
     )
 
 
+def shape(path: Path, dataset: str | None = None) -> tuple[int, ...]:
+    """The shape of the features. A .pt has no header: the file is read."""
+    return tuple(_features(path, dataset)[0].shape)
+
+
+def _features(path: Path, dataset: str | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """The features as they are stored, and the other tensors of the file by name."""
+    content = _load(path)
+    if isinstance(content, Tensor):
+        if dataset is not None:
+            raise ReadError(f"{path}: holds one tensor without a name; leave out {hints.option('dataset', dataset)}")
+        return _plain(path, content), {}
+    if not isinstance(content, dict):
+        raise ReadError(f"{path}: holds a {type(content).__name__}; expected a tensor or a dict with 'features'")
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+    name = choose(path, tensors, dataset, sole=[k for k in tensors if k not in EXTRAS])
+    return _plain(path, tensors.pop(name)), tensors
+
+
 def _load(path: Path) -> Any:
     if zipfile.is_zipfile(path):
         check_zip(path)  # torch writes its archives uncompressed, but inflates those of others
+    check_pickles(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ReadError(
-            f"{path}: holds Python objects (a pickle), which could run code when opened; save the features alone, "
-            "with torch.save(tensor, path) or as .safetensors"
-        ) from error
+        raise python_objects(path) from error
 
 
 def _plain(path: Path, tensor: Tensor) -> Tensor:

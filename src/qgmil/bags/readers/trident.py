@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import h5py
-import numpy as np
 
 from qgmil.bags import hints
 from qgmil.bags.readers.base import BagFile, as_coords, as_features, positive
 from qgmil.bags.readers.h5 import SUFFIXES as SUFFIXES
-from qgmil.bags.readers.h5 import features_of, find, instance_columns, open_h5, read_array
+from qgmil.bags.readers.h5 import features_of, find, instance_columns, open_h5, own_dataset, read_array
 from qgmil.bags.readers.h5 import shape as shape
+from qgmil.bags.readers.h5_attributes import number
 from qgmil.errors import ReadError
 
 NAME = "trident"
 
 
-def recognises(path: Path) -> bool:
+def recognises(path: Path, file: h5py.File | None) -> bool:
     """Whether ``coords`` carries the attributes that TRIDENT writes."""
-    with open_h5(path) as file:
-        coords = find(path, file, "coords")
-        if coords is None:
-            return False
-        return "patch_size_level0" in coords.attrs or {"patch_size", "target_magnification"} <= set(coords.attrs)
+    coords = None if file is None else own_dataset(file, "coords")
+    if coords is None:
+        return False
+    return "patch_size_level0" in coords.attrs or {"patch_size", "target_magnification"} <= set(coords.attrs)
 
 
 def read(path: Path, dataset: str | None = None) -> BagFile:
@@ -46,28 +44,17 @@ def read(path: Path, dataset: str | None = None) -> BagFile:
             coords=as_coords(path, read_array(path, coords), features.shape[0]),
             coord_unit="px",
             tile_size=positive(path, "patch_size_level0", _tile_size(path, coords)),
-            mpp=positive(path, "mpp", _number(path, coords, "level0_mpp") or _number(path, coords, "mpp")),
+            mpp=positive(path, "mpp", number(path, coords, "level0_mpp") or number(path, coords, "mpp")),
+            magnification=positive(path, "target_magnification", number(path, coords, "target_magnification")),
             instance_labels=labels,
             instance_ids=ids,
         )
 
 
 def _tile_size(path: Path, coords: h5py.Dataset) -> float | None:
-    at_level0 = _number(path, coords, "patch_size_level0")
+    at_level0 = number(path, coords, "patch_size_level0")
     if at_level0 is not None:
         return at_level0
     names = ("patch_size", "level0_magnification", "target_magnification")
-    size, level0, target = (_number(path, coords, name) for name in names)
+    size, level0, target = (number(path, coords, name) for name in names)
     return size * level0 / target if size and level0 and target else None
-
-
-def _number(path: Path, dset: h5py.Dataset, name: str) -> float | None:
-    """A number among the attributes. TRIDENT writes None as the text "None": a text is no number, whatever it says."""
-    if name not in dset.attrs:
-        return None
-    attribute = dset.attrs.get_id(name)
-    if attribute.get_type().get_class() not in (h5py.h5t.INTEGER, h5py.h5t.FLOAT):
-        return None  # and is not read: the length of a text in a broken file is not to be believed (h5_text)
-    if math.prod(attribute.shape) != 1:
-        raise ReadError(f"{path}: the attribute {name} of coords has shape {attribute.shape}; expected one number")
-    return float(np.asarray(dset.attrs[name]).item())

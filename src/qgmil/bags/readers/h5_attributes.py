@@ -1,0 +1,133 @@
+"""Attributes of HDF5 objects: numbers and short texts, from files that are not to be trusted.
+
+A text of variable length is read as in `h5_text`: from its global heap, which is parsed here, because HDF5 believes
+what a broken file says of its length. To find it, the headers of the object that carries the attribute are parsed.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import h5py
+import numpy as np
+
+from qgmil.bags.readers.h5_text import ELEMENT, Heaps
+from qgmil.errors import ReadError
+
+MAX_TEXT = 64 * 2**10  # no name of a unit, a kind or a class is longer
+MAX_HEADER = 2**20
+MAX_CHUNKS = 64  # of one object's headers
+ATTRIBUTE, CONTINUATION = 0x0C, 0x10  # kinds of messages in an object's header
+SHARED = 0x02  # the message lies elsewhere
+SIZES = struct.Struct("<HHH")  # of an attribute's name, type and shape
+BLOCK = struct.Struct("<QQ")  # address and length of a continuation
+
+
+def number(path: Path, owner: h5py.Group | h5py.Dataset, name: str) -> float | None:
+    """A number among the attributes. TRIDENT writes None as the text "None": a text is no number, whatever it says.
+
+    Raises:
+        ReadError: several numbers.
+    """
+    values = numbers(owner, name, 1)
+    if values is None:
+        if _is_number(owner, name):
+            shape = owner.attrs.get_id(name).shape
+            raise ReadError(
+                f"{path}: the attribute {name} of {owner.name.strip('/') or 'the file'} has shape {shape}; "
+                "expected one number"
+            )
+        return None
+    return values[0]
+
+
+def numbers(owner: h5py.Group | h5py.Dataset, name: str, most: int) -> tuple[float, ...] | None:
+    """At least one and at most `most` numbers of an attribute; None where there is no such thing."""
+    if not _is_number(owner, name) or not 0 < math.prod(owner.attrs.get_id(name).shape) <= most:
+        return None
+    return tuple(float(v) for v in np.asarray(owner.attrs[name]).ravel())
+
+
+def text(path: Path, owner: h5py.Group | h5py.Dataset, name: str) -> str | None:
+    """A text among the attributes; None where there is none, or it is stored in a way that is not read safely."""
+    if name not in owner.attrs:
+        return None
+    attribute = owner.attrs.get_id(name)
+    kind = attribute.get_type()
+    if kind.get_class() != h5py.h5t.STRING or math.prod(attribute.shape) != 1:
+        return None
+    if not kind.is_variable_str():
+        return _fixed(owner, name) if kind.get_size() <= MAX_TEXT else None
+    base = owner.file.userblock_size
+    with path.open("rb") as handle:
+        for message in _messages(handle, base, h5py.h5o.get_info(owner.id).addr):
+            element = _element(message, name.encode())
+            if element is not None:
+                return Heaps(path, handle, base).text(*element)
+    return None  # many attributes lie in a structure of their own, which is not parsed
+
+
+def _is_number(owner: h5py.Group | h5py.Dataset, name: str) -> bool:
+    # The type alone: a text is not to be read (see above).
+    return name in owner.attrs and owner.attrs.get_id(name).get_type().get_class() in (h5py.h5t.INTEGER, h5py.h5t.FLOAT)
+
+
+def _fixed(owner: h5py.Group | h5py.Dataset, name: str) -> str:
+    value = np.asarray(owner.attrs[name]).item()
+    return value if isinstance(value, str) else bytes(value).rstrip(b"\0").decode()
+
+
+def _messages(handle: IO[bytes], base: int, address: int) -> Iterator[bytes]:
+    """The attribute messages of an object whose headers start at `address`."""
+    head = _read(handle, base + address, 64)
+    modern = head[:4] == b"OHDR"
+    if modern:
+        flags = head[5]
+        at = 6 + 16 * bool(flags & 0x20) + 4 * bool(flags & 0x10)
+        width = 1 << (flags & 3)
+        size, start = int.from_bytes(head[at : at + width], "little"), address + at + width
+        prefix = struct.Struct("<BHBxx" if flags & 0x04 else "<BHB")
+    else:
+        size, start = int.from_bytes(head[8:12], "little"), address + 16
+        prefix = struct.Struct("<HHB3x")
+    blocks = [(start, size)]
+    for done in range(MAX_CHUNKS):
+        if done == len(blocks):
+            return
+        block = _read(handle, base + blocks[done][0], min(blocks[done][1], MAX_HEADER))
+        at = 0
+        while at + prefix.size <= len(block):
+            kind, length, flags = prefix.unpack_from(block, at)
+            at += prefix.size
+            body = block[at : at + length]
+            at += length
+            if kind == CONTINUATION and len(body) >= BLOCK.size:
+                where, total = BLOCK.unpack_from(body)
+                # Newer ones carry a signature in front and a checksum behind.
+                blocks.append((where + 4, max(total - 8, 0)) if modern else (where, total))
+            elif kind == ATTRIBUTE and not flags & SHARED:
+                yield body
+
+
+def _element(message: bytes, name: bytes) -> tuple[int, int, int] | None:
+    """Length, heap and index of the text that an attribute message of this name holds."""
+    if len(message) < 2 + SIZES.size or message[0] not in (1, 2, 3) or (message[0] > 1 and message[1]):
+        return None
+    sizes = SIZES.unpack_from(message, 2)
+    at = 2 + SIZES.size + (message[0] == 3)
+    if message[at : at + sizes[0]].rstrip(b"\0") != name:
+        return None
+    at += sum(-(-s // 8) * 8 if message[0] == 1 else s for s in sizes)
+    if len(message) < at + ELEMENT.size:
+        return None
+    length, address, index = ELEMENT.unpack_from(message, at)
+    return length, address, index
+
+
+def _read(handle: IO[bytes], offset: int, size: int) -> bytes:
+    handle.seek(min(offset, 2**62))
+    return handle.read(size)
