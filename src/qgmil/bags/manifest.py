@@ -22,6 +22,7 @@ from qgmil.bags.problems import (
 from qgmil.bags.readers.base import listing
 from qgmil.bags.tabular import TextTable, read_text_table
 from qgmil.errors import ManifestError
+from qgmil.files import atomic_path
 
 FILE_COLUMNS = (
     "features",
@@ -53,6 +54,7 @@ class BagRecord:
         extra: every other column of its row (splits, for instance).
         line: where the row is in the table (0: there is no table).
         conflicts: columns on which the rows merged into this one disagree, with the values; they are not in `extra`.
+        merged: ids of the rows merged into this one, where it stands for a patient.
     """
 
     bag_id: str
@@ -62,6 +64,7 @@ class BagRecord:
     extra: dict[str, str] = field(default_factory=dict)
     line: int = 0
     conflicts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    merged: tuple[str, ...] = ()
 
     @property
     def group(self) -> str:
@@ -193,7 +196,7 @@ class Manifest:
         path = Path(path)
         fixed = ("bag_id", "patient_id", "label", "features")
         extra = [c for c in dict.fromkeys(c for r in self.records for c in r.extra) if c not in fixed]
-        with path.open("w", newline="", encoding="utf-8") as handle:
+        with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle, lineterminator="\n")
             writer.writerow([*fixed, *extra])
             for r in self.records:
@@ -297,7 +300,8 @@ def records_per_patient(records: Sequence[BagRecord]) -> tuple[tuple[BagRecord, 
         extra = {c: v[0] for c, v in values.items() if len(v) == 1}
         conflicts = {c: v for c, v in values.items() if len(v) > 1}
         files = tuple(f for row in rows for f in row.files)
-        merged.append(replace(rows[0], bag_id=group, files=files, extra=extra, conflicts=conflicts))
+        ids = tuple(i for row in rows for i in row.merged or (row.bag_id,))
+        merged.append(replace(rows[0], bag_id=group, files=files, extra=extra, conflicts=conflicts, merged=ids))
     return tuple(merged), problems
 
 
@@ -350,7 +354,7 @@ def looks_like_patient(path: Path, column: str) -> ManifestError:
 
 def _resolved(cell: str, folder: Path) -> Path:
     try:
-        return folder / Path(cell).expanduser()
+        return folder / (Path(cell).expanduser() if cell.startswith("~") else cell)
     except RuntimeError:  # "~x.h5" is a file where there is no user x.h5
         return folder / cell
 
@@ -360,4 +364,8 @@ def _written(file: Path, folder: Path) -> str:
         raise ManifestError(f"{file}: a ';' in a file name cannot be written to a manifest; rename the file")
     absolute = file.absolute()
     root = folder.absolute()
-    return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else str(absolute)
+    if not absolute.is_relative_to(root):
+        return str(absolute)
+    text = absolute.relative_to(root).as_posix()
+    # Blanks around a cell are dropped when it is read, and "~" would be a home.
+    return f"./{text}" if text.startswith("~") or text != text.lstrip() else text

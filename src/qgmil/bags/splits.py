@@ -139,15 +139,24 @@ def from_column(
         splits = [_from_sides(records, name) for name in names]
     groups = {r.bag_id: r.group for r in records}
     labels = {r.bag_id: r.label for r in records}
-    finished = []
-    for split in splits:
-        if check:
+    if check:
+        for split in splits:
             check_split(split, groups)
-        if not split.val and val > 0:
-            train, held = _carve_val(split.train, labels, groups, val=val, seed=seed)
-            split = Split(train, held, split.test, split.name)
-        finished.append(split)
-    return tuple(finished)
+    return tuple(with_val(split, labels, groups, val=val, seed=seed) for split in splits)
+
+
+def with_val(
+    split: Split, labels: Mapping[str, str | None], groups: Mapping[str, str], *, val: float, seed: int
+) -> Split:
+    """The split with a validation part, taken by patient from its training part if it has none and `val` is not 0.
+
+    Raises:
+        SplitError: one patient only in the training part, or unlabelled bags there.
+    """
+    if split.val or not val:
+        return split
+    train, held = _carve_val(split.train, labels, groups, val=val, seed=seed)
+    return Split(train, held, split.test, split.name)
 
 
 def _check_column(records: Sequence[BagRecord], column: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from qgmil.bags.problems import Problem
-from qgmil.bags.readers.base import listing
+from qgmil.bags.readers.base import holes, listing
 from qgmil.errors import ManifestError
 
 SEPARATORS = (",", "\t", ";")
@@ -71,6 +72,8 @@ def _check_regular(path: Path) -> None:
         raise ManifestError(f"{path}: is a spreadsheet; save it as CSV (UTF-8) or parquet")
     if not path.is_file() or path.stat().st_size == 0:
         raise ManifestError(f"{path}: is empty or not a regular file; expected a CSV or parquet table")
+    if stored := holes(path):
+        raise ManifestError(f"{path}: {stored}")
 
 
 @contextmanager
@@ -133,10 +136,21 @@ def long_cells() -> Iterator[None]:
         csv.field_size_limit(limit)
 
 
-def _read_csv(path: Path) -> TextTable:
+def read_lines(path: Path) -> list[tuple[int, list[str]]]:
+    """The cells of every line of a CSV file that is not blank, with the number it starts at; the header is the first.
+
+    Raises:
+        ManifestError: missing, not text, or no header.
+    """
+    check_table_path(path)
     lines = _parse(path, decode(path, read_bytes(path)))
     if not lines:
         raise ManifestError(f"{path}: has no header line")
+    return lines
+
+
+def _read_csv(path: Path) -> TextTable:
+    lines = read_lines(path)
     header = [c.strip() for c in lines[0][1]]
     _check_header(path, header)
     rows, problems = [], []
@@ -185,6 +199,6 @@ def _as_text(column: pl.Series) -> list[str]:
 
 
 def _check_header(path: Path, columns: list[str]) -> None:
-    twice = sorted({c for c in columns if c and columns.count(c) > 1})
+    twice = sorted(c for c, n in Counter(columns).items() if c and n > 1)
     if twice:
         raise ManifestError(f"{path}: the column {listing(twice)} is there twice; rename one")

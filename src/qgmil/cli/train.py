@@ -20,6 +20,7 @@ test (looked at once). Examples:
     qgmil train bags.csv -c recipe.yaml --lr 3e-4 --options.gate elementwise
     qgmil train --resume runs/qgmil""",
     help_format="plaintext",
+    default_parameter=Parameter(consume_multiple=True),  # --skip missing empty, --split-file a.csv b.csv
 )
 
 
