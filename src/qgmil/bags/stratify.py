@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from qgmil.bags import hints
 from qgmil.bags.problems import sorted_labels
@@ -78,6 +77,8 @@ class GroupedBags:
 
     def folds(self, k: int, seed: int) -> list[frozenset[int]]:
         """The patients of each test part. Each is non-empty, with every class where patients allow it."""
+        from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # late: takes most of a second
+
         alone = len(self.unique) == len(self.ids)
         best: tuple[int, list[frozenset[int]]] | None = None
         for attempt in range(TRIES):

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from qgmil.report.data import load_result
-from qgmil.report.page import write_report
 from qgmil.report.tables import comparison_table, number
 
 console = Console(highlight=False)
@@ -118,6 +117,8 @@ class Counter:
 
 def finish_run(folder: Path, *, quiet: bool = False) -> None:
     """Write the run's page and figures, and print its table."""
+    from qgmil.report.page import write_report  # late: matplotlib takes a second, which other verbs need not wait for
+
     write_report(folder)
     if not quiet:
         console.print(comparison_table([folder]))

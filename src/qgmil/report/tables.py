@@ -10,11 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from qgmil.bags.check import CheckReport
-from qgmil.bags.problems import Problem
 from qgmil.report.data import Score, load_result
-
-MOST_PROBLEMS = 200
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -84,42 +80,4 @@ def evaluation_table(result: dict[str, Any], title: str) -> Table:
         table.add_row(escape(f"F1 of {name}"), number(value), "", "")
     for name, reason in result["metrics"]["undefined"].items():
         table.caption = escape(f"{table.caption or ''}{name} is undefined: {reason}. ")
-    return table
-
-
-def check_table(report: CheckReport, title: str) -> Table:
-    """What `qgmil check` found, problems aside."""
-    table = Table(title=escape(title), title_justify="left", show_header=False)
-    classes = ", ".join(f"{name}: {count}" for name, count in report.classes.items())
-    rows = {
-        "bags": f"{report.bags:,}" + (f" ({report.readable:,} readable)" if report.readable != report.bags else ""),
-        "classes": classes or "no labels",
-        "patients": f"{report.patients:,}",
-        "instances a bag": (
-            f"{report.instances_min:,} to {report.instances_max:,}, median {report.instances_median:,.0f}"
-        ),
-        "instances": f"{report.instances_total:,}",
-        "feature width": _counted(report.widths),
-        "type": _counted(report.dtypes),
-        "with coordinates": f"{report.with_coords:,}",
-        "in memory": f"{report.bytes / 1e6:,.1f} MB",
-    }
-    for name, value in rows.items():
-        table.add_row(name, escape(value))
-    return table
-
-
-def _counted(counts: dict[Any, int]) -> str:
-    if len(counts) == 1:
-        return str(next(iter(counts)))
-    return ", ".join(f"{value} ({count} bags)" for value, count in counts.items())
-
-
-def problem_table(problems: Sequence[Problem], title: str) -> Table:
-    """Every problem with its bag, up to a number that a terminal can take."""
-    table = Table("kind", "bag", "what is wrong", title=title, title_justify="left")
-    for problem in problems[:MOST_PROBLEMS]:
-        table.add_row(escape(problem.kind), escape(problem.bag_id or ""), escape(problem.message))
-    if len(problems) > MOST_PROBLEMS:
-        table.caption = f"and {len(problems) - MOST_PROBLEMS} more"
     return table
