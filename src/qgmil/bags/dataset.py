@@ -22,11 +22,13 @@ from qgmil.bags.readers import (
     LockedFileError,
     MissingFileError,
     bag_file_shape,
+    bag_files,
+    check_bag_path,
     listing,
     read_bag_file,
 )
-from qgmil.bags.readers.base import check_path
 from qgmil.bags.source import Item, PathLikes, Source, items_per_patient, scan_source
+from qgmil.bags.store.reading import StoredRecord
 from qgmil.errors import BagError, ConfigError, ManifestError, ReadError
 
 SKIPPABLE = frozenset({"empty", "unlabelled", "missing"})
@@ -133,6 +135,16 @@ class BagDataset(Dataset[Bag]):
             self._width = item.width if isinstance(item, Bag) else _record_shape(item, **self._options)[1]
         return self._width
 
+    def will_need(self, indices: Sequence[int], rows: int | None = None) -> None:
+        """Say which bags come next, and how many rows of them (None: all); it changes nothing that is read.
+
+        Those of a store start to come from the disk, unless too few of their rows are wanted.
+        """
+        for index in indices:
+            item = self._items[index]
+            if isinstance(item, StoredRecord):
+                item.store.will_need(item.parts, rows)
+
     def subset(self, indices: Sequence[int] | Sequence[str]) -> BagDataset:
         """The bags at these positions, or of these ids, in that order; an in-memory cache is shared.
 
@@ -153,7 +165,7 @@ class BagDataset(Dataset[Bag]):
     def bytes_on_disk(self) -> int:
         """Size of all feature files; bags in memory count nothing."""
         files = {path for item in self._items if isinstance(item, BagRecord) for path in item.files}
-        return sum(_size(path) for path in files)
+        return sum(_size(file) for file in {file for path in files for file in _behind(path)})
 
     def in_memory(self) -> BagDataset:
         """The same bags, each read once and then kept."""
@@ -172,12 +184,16 @@ class BagDataset(Dataset[Bag]):
 def read_record(
     record: BagRecord, *, width: int | None = None, format: str | None = None, dataset: str | None = None
 ) -> Bag:
-    """Read and check the files of one bag, and merge them.
+    """Read and check the files of one bag, and merge them. What comes from a store was found finite on packing.
 
     Raises:
         ReadError: a file is missing or broken.
         BagError: empty, not finite, or not `width` wide. Both name the bag and the file.
     """
+    if isinstance(record, StoredRecord):
+        bag = record.read()
+        _check_width(bag, width, f" [store {record.store.path}]")
+        return bag
     parts: list[Bag] = []
     for path in record.files:
         try:
@@ -193,6 +209,8 @@ def read_record(
             coord_unit=content.coord_unit,
             tile_size=content.tile_size,
             mpp=content.mpp,
+            magnification=content.magnification,
+            tile_mpp=content.tile_mpp,
             instance_labels=content.instance_labels,
             instance_ids=content.instance_ids,
         )
@@ -223,10 +241,10 @@ def open_bags(
     """Open whatever holds bags.
 
     Args:
-        path: a manifest (CSV or parquet), a long table of instances, or, with ``labels=False``, a feature file,
-            several, or a folder of them.
+        path: a manifest (CSV or parquet), a long table of instances, a store made by `qgmil pack`, or, with
+            ``labels=False``, a feature file, several, or a folder of them.
         features, label, bag_id, patient_id: names of columns, as for `Manifest.read`.
-        format, dataset: how feature files are read, as for `read_bag_file`.
+        format, dataset: how feature files are read, as for `read_bag_file`; a store has been read already.
         bag_per: "patient" merges all bags of a patient into one.
         skip: any of "empty", "unlabelled", "missing": such rows are left out and noted in ``.skipped`` (for a row of
             several files, only its empty files are). "missing" includes rows whose file cell is blank. Otherwise they
@@ -245,11 +263,12 @@ def open_bags(
         raise ConfigError(f"--skip (skip in Python) is {skip!r}; it must be a list of some of {sorted(SKIPPABLE)}")
     if bag_per not in ("bag", "patient"):
         raise ConfigError(f"--bag-per (bag_per in Python) is {bag_per!r}; it must be 'bag' or 'patient'")
-    source = scan_source(path, features=features, label=label, bag_id=bag_id, patient_id=patient_id, labels=labels)
+    columns = {"features": features, "label": label, "bag_id": bag_id, "patient_id": patient_id, "dataset": dataset}
+    source = scan_source(path, **columns, labels=labels)  # type: ignore[arg-type]
     blank = [p for p in source.problems if p.kind == "missing" and "missing" in skip]
     raise_problems(source.path, [p for p in source.problems if p not in blank])
     items, skipped = _leave_out(source, frozenset(skip), labels, {"format": format, "dataset": dataset})
-    skipped = [*((str(p.bag_id), "missing: it names no feature file") for p in blank), *skipped]
+    skipped = [*source.skipped, *((str(p.bag_id), "missing: it names no feature file") for p in blank), *skipped]
     if bag_per == "patient":
         items, problems = items_per_patient(items)
         raise_problems(source.path, problems)
@@ -308,7 +327,7 @@ def _leave_out(
                 skipped.append((item.bag_id, "unlabelled: it has no label"))
                 continue
             unlabelled.append(item.bag_id)
-        if isinstance(item, BagRecord):
+        if isinstance(item, BagRecord) and not isinstance(item, StoredRecord):  # nothing in a store is missing or empty
             problem = _first_missing(item)
             if problem is not None and "missing" in skip:
                 skipped.append((item.bag_id, f"missing: {problem}"))
@@ -335,7 +354,7 @@ def _leave_out(
 def _first_missing(record: BagRecord) -> str | None:
     for path in record.files:
         try:
-            check_path(path)
+            check_bag_path(path)
         except (MissingFileError, LockedFileError) as error:
             return str(error)
         except ReadError:
@@ -355,6 +374,13 @@ def _with_instances(
     return files
 
 
+def _behind(path: Path) -> tuple[Path, ...]:
+    try:
+        return bag_files(path)
+    except (ReadError, OSError):  # said when the bag is read
+        return ()
+
+
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size if path.is_file() else 0
@@ -363,6 +389,8 @@ def _size(path: Path) -> int:
 
 
 def _record_shape(record: BagRecord, **options: str | None) -> tuple[int, int]:
+    if isinstance(record, StoredRecord):
+        return len(record.store), record.store.header.width
     try:
         rows, width = bag_file_shape(record.files[0], **options)
     except ReadError as error:

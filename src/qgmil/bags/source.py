@@ -11,7 +11,10 @@ from qgmil.bags import hints
 from qgmil.bags.bag import Bag, merge_bags
 from qgmil.bags.manifest import BagRecord, Manifest, records_per_patient, scan_manifest
 from qgmil.bags.problems import Problem, bad_id
-from qgmil.bags.readers import feature_suffixes
+from qgmil.bags.readers import feature_suffixes, is_companion
+from qgmil.bags.store.columns import stored_records
+from qgmil.bags.store.layout import FEATURES, HEADER, is_store
+from qgmil.bags.store.reading import StoredRecord, open_store, stored_per_patient
 from qgmil.bags.table import looks_like_table, scan_table
 from qgmil.bags.tabular import TABLE_SUFFIXES, os_errors
 from qgmil.errors import ManifestError
@@ -22,11 +25,15 @@ Item = BagRecord | Bag
 
 @dataclass(frozen=True)
 class Source:
-    """The bags that can be used, in order, and what is wrong with the others. `path` stands for all in messages."""
+    """The bags that can be used, in order, and what is wrong with the others. `path` stands for all in messages.
+
+    `skipped` is ``(bag_id, reason)`` of what was left out before, when a store was packed.
+    """
 
     items: tuple[Item, ...]
     problems: tuple[Problem, ...]
     path: Path
+    skipped: tuple[tuple[str, str], ...] = ()
 
 
 def scan_source(
@@ -37,17 +44,26 @@ def scan_source(
     bag_id: str = "bag_id",
     patient_id: str | None = "patient_id",
     labels: bool = True,
+    dataset: str | None = None,
 ) -> Source:
-    """Read the table, or list the files; no feature file is opened.
+    """Read the table, open the store, or list the files; no features are read.
 
     A table is one of instances or of files by its content; with `features`, a column of files, it is one of files.
+    `dataset` is only compared with what a store was packed from.
 
     Raises:
         ManifestError: unreadable, a missing column, or bare files where labels are wanted.
+        ReadError: a broken store.
+        ConfigError: a store of other features than the options ask for.
     """
     if not isinstance(path, str | PathLike):
         return _bare([Path(p) for p in path], Path("the given files"), labels)
     path = Path(path)
+    if is_store(path):
+        store = open_store(path)
+        options = {"label": label, "bag_id": bag_id, "patient_id": patient_id, "labels": labels, "dataset": dataset}
+        records, found = stored_records(store, features=features, **options)  # type: ignore[arg-type]
+        return Source(records, tuple(found), path, tuple(store.index.skipped))
     with os_errors(path):
         if path.is_dir():
             return _bare(_inside(path), path, labels)
@@ -66,6 +82,9 @@ def scan_source(
 
 def items_per_patient(items: Sequence[Item]) -> tuple[tuple[Item, ...], list[Problem]]:
     """One item a patient; patients whose bags disagree are left out and returned as problems."""
+    stored = [i for i in items if isinstance(i, StoredRecord)]
+    if stored:
+        return stored_per_patient(stored)
     records = [i for i in items if isinstance(i, BagRecord)]
     if len(records) == len(items):
         return records_per_patient(records)
@@ -99,7 +118,11 @@ def _bare(files: Iterable[Path], path: Path, labels: bool) -> Source:
 
 def _inside(folder: Path) -> list[Path]:
     known = feature_suffixes()
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in known and not f.name.startswith("."))
+    files = sorted(
+        f for f in folder.iterdir() if f.suffix.lower() in known and not f.name.startswith(".") and not is_companion(f)
+    )
+    if (folder / FEATURES).exists():
+        raise ManifestError(f"{folder}: is a store that was not finished (it has no {HEADER}); pack it again")
     if not files:
         raise ManifestError(f"{folder}: has no feature files (endings {', '.join(sorted(known))})")
     return files

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import yaml
 
+from qgmil.bags.store import is_store, store_identity
 from qgmil.errors import RunError
 from qgmil.files import read_csv, write_json, write_text
 from qgmil.training.config import TrainConfig, read_yaml
@@ -44,7 +45,7 @@ def create_run(folder: Path, config: TrainConfig, manifest: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         head = f"# qgmil train {manifest.name}\n"
-        source = {"manifest": str(manifest.resolve()), "manifest_sha256": file_hash(manifest)}
+        source = {"manifest": str(manifest.resolve()), "manifest_sha256": source_hash(manifest)}
         write_text(folder / CONFIG, head + yaml.safe_dump(source, sort_keys=False) + config.to_yaml())
         write_json(folder / "environment.json", environment())
     except OSError as error:
@@ -71,11 +72,11 @@ def check_same_manifest(folder: Path, manifest: Path) -> None:
     """Resuming on a changed manifest would mix two experiments.
 
     Raises:
-        RunError: the manifest is gone or not the one that the run began with.
+        RunError: the manifest (or store) is gone or not the one that the run began with.
     """
-    if not manifest.is_file():
+    if not (manifest.is_file() or is_store(manifest)):
         raise RunError(f"{folder}: its manifest {manifest} is gone; a run resumes only on the bags it began with")
-    if file_hash(manifest) != read_yaml(folder / CONFIG).get("manifest_sha256"):
+    if source_hash(manifest) != read_yaml(folder / CONFIG).get("manifest_sha256"):
         raise RunError(
             f"{folder}: its manifest {manifest} has changed since the run began; start a new run, or restore the file"
         )
@@ -135,6 +136,11 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def source_hash(manifest: Path) -> str:
+    """SHA-256 of a manifest, or the identity of a store, which follows from what is in it."""
+    return store_identity(manifest) if is_store(manifest) else file_hash(manifest)
 
 
 def environment() -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -63,6 +64,33 @@ class _Sampled(Dataset[Any]):
         return bag if self.k is None else sample_instances(bag, self.k, seed=self.seed, epoch=epoch)
 
 
+class _Announced(Sampler[tuple[int, int]]):
+    """An order whose every bag is announced a batch early: the disk works while the batch before is computed on.
+
+    Only the bags of a store make use of it; the order stays as it is.
+    """
+
+    def __init__(self, order: EpochSampler | list[tuple[int, int]], bags: _Sampled, batch_size: int) -> None:
+        self.order, self.bags, self.ahead = order, bags, batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        if isinstance(self.order, EpochSampler):
+            self.order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        waiting: deque[tuple[int, int]] = deque()
+        for key in self.order:
+            self.bags.bags.will_need([key[1]], rows=self.bags.k)
+            waiting.append(key)
+            if len(waiting) > self.ahead:
+                yield waiting.popleft()
+        yield from waiting
+
+
 class _Collate:
     """Picklable collation by packing."""
 
@@ -105,7 +133,7 @@ def eval_loader(
 
 def _loader(
     bags: _Sampled,
-    order: Iterable[tuple[int, int]],
+    order: EpochSampler | list[tuple[int, int]],
     classes: Sequence[str] | None,
     *,
     batch_size: int,
@@ -115,7 +143,7 @@ def _loader(
     return DataLoader(
         bags,
         batch_size=batch_size,
-        sampler=order,
+        sampler=_Announced(order, bags, batch_size),
         collate_fn=_Collate(None if classes is None else {c: i for i, c in enumerate(classes)}),
         num_workers=workers,
         persistent_workers=workers > 0,
