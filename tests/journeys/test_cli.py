@@ -31,6 +31,9 @@ SMALL = [
 ]
 
 
+VERBS = ("manifest", "check", "pack", "train", "evaluate", "predict", "compare", "plan", "datasets", "models", "demo")
+
+
 def run(*arguments: object) -> int:
     """The command in this process; its exit code."""
     with pytest.raises(SystemExit) as stop:
@@ -65,11 +68,11 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         assert match and match[2] == "[]", text[-300:]
         fastest = min(fastest, float(match[1]))
     assert fastest < 0.5
-    for verb in ("check", "train", "evaluate", "predict", "compare", "models", "demo"):
+    for verb in VERBS:
         assert verb in text
 
 
-@pytest.mark.parametrize("verb", ["check", "train", "evaluate", "predict", "compare", "models", "demo"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(verb, "--help") == 0
     text = capsys.readouterr().out

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +78,7 @@ def test_an_unknown_label_is_named(run: Path) -> None:
         evaluate_run(load_run(run), bags)
 
 
-def open_bags_features():  # type: ignore[no-untyped-def]
+def open_bags_features():
     import torch
 
     return torch.randn(5, 12)
@@ -123,3 +125,27 @@ def test_an_unfinished_run_says_so(run: Path, tmp_path: Path) -> None:
     (copy / "cells" / "fold2_seed0" / "metrics.json").unlink()
     note = load_run(copy).note
     assert "2 of 3 models are used, 1 of them" in note
+
+
+def test_every_bag_is_read_once_however_many_models(run: Path, manifest: Path, monkeypatch) -> None:
+    loaded, bags = load_run(run), open_bags(manifest)
+    read: list[str] = []
+    original = BagDataset.__getitem__
+
+    def counted(self: BagDataset, index: int) -> Bag:
+        bag = original(self, index)
+        read.append(bag.bag_id)
+        return bag
+
+    monkeypatch.setattr(BagDataset, "__getitem__", counted)
+    told: list[int] = []
+    rows = predict_run(loaded, bags, batch_size=3, on_bags=told.append)
+    assert len(loaded.members) > 1
+    assert sorted(read) == sorted(bags.bag_ids)
+    assert [r["bag_id"] for r in rows] == list(bags.bag_ids)
+    assert told[-1] == len(bags) * len(loaded.members) and told == sorted(told)
+
+
+def test_prediction_does_not_load_the_training_loop() -> None:
+    code = "import sys, qgmil.training.members; sys.exit('lightning.pytorch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -25,11 +25,15 @@ app = App(
     suppress_keyboard_interrupt=False,  # main says how to go on
 )
 for _verb, _help in {
+    "manifest": "Write the table of bags for a folder of feature files and a table of labels.",
     "check": "Read every bag once; say what is there and everything that is wrong.",
+    "pack": "Pack the bags of a manifest into one memory-mapped store.",
     "train": "Train an aggregator with an honest split; hold-out, folds, seeds; resumable.",
     "evaluate": "Metrics of a run on bags that its models have not seen.",
     "predict": "Predictions of a run for a manifest or bare feature files.",
     "compare": "One table of several runs.",
+    "plan": "Memory and time that training and inference will take, before they run.",
+    "datasets": "The named public data sets: bags, classes, licence, and whether they are on this machine.",
     "models": "The aggregators and their options.",
     "demo": "QG-MIL and gated ABMIL on real breast-cancer histology, in about two minutes.",
 }.items():

@@ -18,10 +18,10 @@ from qgmil.bags.splits import holdout
 from qgmil.errors import BagError, ConfigError
 from qgmil.evaluation.calibration import fit_temperature
 from qgmil.models.persistence import save_model
-from qgmil.training.cell import labels_of
 from qgmil.training.config import TrainConfig
 from qgmil.training.fit import fit_model
 from qgmil.training.predict import Predictions, predict
+from qgmil.training.rows import labels_of
 
 BagArrays = Sequence[Any]
 

@@ -61,6 +61,9 @@ class SplitConfig(_Section):
     split_column: tuple[str, ...] = Field(
         (), description="Manifest column(s) with train/val/test or fold numbers, instead of a drawn split."
     )
+    split_file: tuple[Path, ...] = Field(
+        (), description="Split files, or a folder of them, instead of a drawn split: CLAM's or Patho-Bench's."
+    )
     seed: int = Field(0, ge=0, description="First seed.")
     seeds: int = Field(1, ge=1, description="How many seeds to train, on the same splits.")
     resplit: bool = Field(False, description="Draw new splits for every seed (repeated cross-validation).")
@@ -111,6 +114,12 @@ class FitConfig(_Section):
     precision: Literal["auto", "32", "bf16", "16"] = Field(
         "auto", description="Arithmetic. auto: bfloat16 on GPUs that have it, else float32."
     )
+    checkpointing: bool = Field(
+        False, description="Recompute blocks in the backward pass: less memory for large bags, more time."
+    )
+    compile: Literal["no", "default", "reduce-overhead"] = Field(
+        "no", description="torch.compile of the parts that work row by row. reduce-overhead: CUDA graphs."
+    )
     workers: int = Field(0, ge=0, description="Processes that read bags. 0: read in this one.")
     in_memory: Literal["auto", "yes", "no"] = Field("auto", description="Keep bags in memory (auto: under 2 GB).")
     checkpoint_seconds: float = Field(60.0, ge=0, description="Save for --resume at most this often.")
@@ -123,6 +132,9 @@ class TrainConfig(DataConfig, SplitConfig, ModelConfig, FitConfig):
     def _consistent(self) -> Self:
         if self.folds and self.split_column:
             raise ValueError("folds and split_column exclude each other: the column already decides the split")
+        if self.split_file and (self.folds or self.split_column):
+            other = "folds" if self.folds else "split_column"
+            raise ValueError(f"{other} and split_file exclude each other: the file already decides the split")
         return self
 
     @classmethod

@@ -116,7 +116,13 @@ def build_model(config: TrainConfig, in_dim: int, num_classes: int) -> Aggregato
         ConfigError: an unknown model or option.
     """
     standardize = config.scaling == "standard"
-    return create_model(config.model, in_dim=in_dim, num_classes=num_classes, standardize=standardize, **config.options)
+    model = create_model(
+        config.model, in_dim=in_dim, num_classes=num_classes, standardize=standardize, **config.options
+    )
+    model.checkpointing = config.checkpointing
+    if config.compile != "no":
+        model.compile_parts(config.compile)
+    return model
 
 
 def _run(module: MILModule, recorder: Recorder, train: BagDataset, val: BagDataset | None, resume: bool) -> None:

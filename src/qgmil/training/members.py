@@ -16,10 +16,9 @@ from qgmil.evaluation.metrics import evaluate
 from qgmil.files import read_csv
 from qgmil.models.base import Aggregator
 from qgmil.models.persistence import load_model, read_model_config
-from qgmil.training.cell import labels_of, probability_columns
 from qgmil.training.config import TrainConfig
-from qgmil.training.predict import Predictions, predict
-from qgmil.training.run import INTERVALS
+from qgmil.training.predict import Predictions, predict_all
+from qgmil.training.rows import INTERVALS, labels_of, probability_columns
 from qgmil.training.runfolder import SPLIT, cell_folders, is_finished, read_run
 
 
@@ -104,15 +103,7 @@ def member_predictions(
         "sample": run.config.eval_sample,
         **settings,
     }
-    result: list[Predictions] = []
-    for number, member in enumerate(run.members):
-
-        def report(done: int, before: int = number * len(bags)) -> None:
-            if on_bags is not None:
-                on_bags(before + done)
-
-        result.append(predict(member.model, bags, attention=False, on_bags=report, **options))
-    return result
+    return predict_all([m.model for m in run.members], bags, attention=False, on_bags=on_bags, **options)
 
 
 def predict_run(

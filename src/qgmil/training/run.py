@@ -10,6 +10,8 @@ import numpy as np
 
 from qgmil.bags.dataset import BagDataset, open_bags
 from qgmil.bags.manifest import BagRecord
+from qgmil.bags.readers import listing
+from qgmil.bags.split_files import MatchedSplits, from_files
 from qgmil.bags.splits import Split, from_column, holdout, kfold
 from qgmil.errors import ConfigError, MetricError, RunError
 from qgmil.evaluation.bootstrap import Interval, bootstrap_interval
@@ -19,11 +21,13 @@ from qgmil.training.cell import Cell, run_cell, split_rows
 from qgmil.training.config import TrainConfig
 from qgmil.training.device import choose_device
 from qgmil.training.fit import Interrupted, build_model, check_classes
+from qgmil.training.rows import INTERVALS
 from qgmil.training.runfolder import (
     METRICS,
     PREDICTIONS,
     SKIPPED,
     SPLIT,
+    cell_folders,
     check_same_manifest,
     create_run,
     drop_checkpoints,
@@ -33,7 +37,6 @@ from qgmil.training.runfolder import (
     read_run,
 )
 
-INTERVALS = ("macro_f1", "balanced_accuracy", "auroc", "ece", "brier", "nll")
 IN_MEMORY_BYTES = 2 * 1024**3
 
 
@@ -83,6 +86,7 @@ def train_run(manifest: str | Path, output: str | Path, config: TrainConfig, pro
         Interrupted: Ctrl-C; continue with `resume_run`.
     """
     manifest, output = Path(manifest), Path(output)
+    config = config.model_copy(update={"split_file": tuple(p.resolve() for p in config.split_file)})
     bags, cells = _plan(manifest, output, config)
     create_run(output, config, manifest)
     if bags.skipped:
@@ -97,16 +101,27 @@ def resume_run(folder: str | Path, progress: Progress | None = None) -> Path:
     """Continue an interrupted run: finished cells stay, an unfinished one continues at its last checkpoint.
 
     Raises:
-        RunError: not a run folder; its manifest is gone or has changed; or the bags behind it have, so that the
-            splits would not be those that the run began with.
+        RunError: not a run folder; its manifest is gone or has changed; or the bags behind it or its split files
+            have, so that the splits would not be those that the run began with.
     """
     folder = Path(folder)
     config, manifest = read_run(folder)
     check_same_manifest(folder, manifest)
     bags, cells = _plan(manifest, folder, config)
+    _check_same_cells(folder, cells)
     for cell in cells:
         _check_same_split(cell, bags)
     return _run_cells(folder, bags, cells, config, progress or Silent(), resume=True)
+
+
+def _check_same_cells(folder: Path, cells: Sequence[Cell]) -> None:
+    """A split file that has come or gone since would add models to the run, or forget those it has."""
+    before, now = {p.name for p in cell_folders(folder)}, {c.folder.name for c in cells}
+    if before != now:
+        raise RunError(
+            f"{folder}: began with the models {listing(sorted(before))} and would now have {listing(sorted(now))}: "
+            "its split files have changed since; restore them, or start a new run"
+        )
 
 
 def _check_same_split(cell: Cell, bags: BagDataset) -> None:
@@ -121,7 +136,8 @@ def _check_same_split(cell: Cell, bags: BagDataset) -> None:
         bag = next((b for b in changed if (b in before) != (b in now)), changed[0])
         raise RunError(
             f"{cell.folder}: bag {bag!r} was in part {before.get(bag, 'none')} when the run began and would now be in "
-            f"{now.get(bag, 'none')} ({len(changed)} bags differ): its files have changed since; start a new run"
+            f"{now.get(bag, 'none')} ({len(changed)} bags differ): its files or split files have changed since; "
+            "start a new run"
         )
 
 
@@ -133,8 +149,10 @@ def open_training_bags(manifest: Path, config: TrainConfig) -> BagDataset:
 
 
 def make_splits(bags: BagDataset, config: TrainConfig, seed: int) -> list[Split]:
-    """The splits of one seed, by patient, from the manifest's column or drawn."""
+    """The splits of one seed, by patient, from the manifest's column, from split files, or drawn."""
     known = (bags.bag_ids, bags.labels, bags.groups)
+    if config.split_file:
+        return list(_from_files(bags, config, seed).splits)
     if config.split_column:
         records = [item for item in bags.items if isinstance(item, BagRecord)]
         if len(records) < len(bags):
@@ -145,8 +163,30 @@ def make_splits(bags: BagDataset, config: TrainConfig, seed: int) -> list[Split]
     return [holdout(*known, val=config.val, test=config.test, seed=seed)]
 
 
+def _from_files(bags: BagDataset, config: TrainConfig, seed: int) -> MatchedSplits:
+    return from_files(
+        config.split_file,
+        bags.items,
+        val=config.val,
+        seed=seed,
+        missing=[bag_id for bag_id, _ in bags.skipped],
+        skip_unknown="missing" in config.skip,
+    )
+
+
+def _without_unused(bags: BagDataset, config: TrainConfig) -> BagDataset:
+    """The bags that the split files use; the others are noted like those that were skipped."""
+    matched = _from_files(bags, config, config.seed)
+    unused = set(matched.unused)
+    kept = bags.subset([i for i in bags.bag_ids if i not in unused])
+    kept.skipped = (*bags.skipped, *matched.left_out)
+    return kept
+
+
 def _plan(manifest: Path, output: Path, config: TrainConfig) -> tuple[BagDataset, list[Cell]]:
     bags = open_training_bags(manifest, config)
+    if config.split_file:
+        bags = _without_unused(bags, config)
     if len(bags.classes) < 2:
         raise ConfigError(f"{manifest}: one class only ({', '.join(bags.classes)}): a classifier needs at least two")
     cells = []
