@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -80,6 +81,20 @@ def test_the_guide(cohort: Path) -> None:
             line.replace("--seeds 3", "--seeds 1").replace("--folds 5", "--folds 2").replace("--lr 3e-4", "--lr 1e-3")
         )
         assert type_in(line) == 0, line
+
+
+def test_the_page_on_bags(cohort: Path) -> None:
+    rows = [line.split(",") for line in (cohort / "bags.csv").read_text().splitlines()[1:]]
+    table = "".join(f"{Path(files).stem},{patient},{label}\n" for _, patient, label, files, *_ in rows)
+    (cohort / "labels.csv").write_text("slide_id,case_id,label\n" + table)
+    typed = commands("docs/bags.md")
+    assert [line.split()[1] for line in typed] == ["manifest", "check", "train", "pack", "train"]
+    for line in typed:
+        assert type_in(line.replace("--folds 5", "--folds 2")) == 0, line
+    names: dict[str, Any] = {}
+    exec(blocks("docs/bags.md", "python")[0], names)
+    assert len(names["data"].bags) == 58
+    assert {"bags", "splits", "notes", "info"} <= set(dir(names["data"]))
 
 
 def test_the_python_of_the_readme() -> None:

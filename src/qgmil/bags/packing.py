@@ -64,7 +64,7 @@ def pack(bags: BagsLike, mask: Tensor | None = None) -> tuple[PackedBags, Layout
     _no_mask(mask, "packed bags")
     if isinstance(bags, PackedBags):
         return bags, Layout()
-    several = [bags] if isinstance(bags, Bag) else bags
+    several: Sequence[Bag | Tensor] = [bags] if isinstance(bags, Bag) else bags
     each = [b if isinstance(b, Bag) else Bag(b, bag_id=str(i)) for i, b in enumerate(several)]
     return PackedBags.from_bags(each), Layout()
 

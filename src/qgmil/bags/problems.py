@@ -81,6 +81,6 @@ def clean_label(text: str) -> str | None:
 def sorted_labels(labels: Iterable[str | None]) -> tuple[str, ...]:
     """The different labels in order: by number where all are integers, else by text."""
     unique = {label for label in labels if label is not None}
-    if all(re.fullmatch(r"[+-]?[0-9]+", label) for label in unique):
+    if all(re.fullmatch(r"[+-]?[0-9]{1,100}", label) for label in unique):  # Python refuses to read thousands
         return tuple(sorted(unique, key=lambda label: (int(label), label)))
     return tuple(sorted(unique))
