@@ -94,7 +94,7 @@ def test_instances_of_zeros_and_bags_of_one_row_are_named(tmp_path: Path) -> Non
     report = check_bags(write(tmp_path, bags))
     assert report.zero_rows == 4
     assert warned(report, "zero")[0].startswith("4 instances of 2 bags are all zeros: 'b1' (3 of 9), 'b4' (1 of 12)")
-    assert warned(report, "one-row")[0].startswith("1 bag repeat one instance: 'b6' (14 of 14)")
+    assert warned(report, "one-row")[0].startswith("1 bag repeats one instance: 'b6' (14 of 14)")
     assert [w.bag_id for w in report.warnings if w.kind in ("zero", "one-row")] == [None, "b6"]
 
 

@@ -67,9 +67,12 @@ def test_a_file_that_hangs_is_given_up(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not bound the address space")
 def test_a_file_may_not_take_more_memory_than_it_is_given(tmp_path: Path) -> None:
     manifest = table(tmp_path, "huge", "prints", good=2)
-    with (tmp_path / "huge.npy").open("wb") as file:  # four gigabytes that take no place on the disk
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": (2**24, 128)})
-        file.truncate(file.tell() + 2**32)
+    with (tmp_path / "huge.npy").open("wb") as file:  # two gigabytes that take little place on the disk
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": (2**23, 128)})
+        for at in range(2**20, 2**31, 2**20):
+            file.seek(at)
+            file.write(bytes(4096))
+        file.truncate(128 + 2**31)
     with Pool(INSPECT, memory=2**30) as pool:
         report = check_bags(manifest, isolate=pool)
     assert found(report) == [("broken", "huge")] and report.readable == 3  # what "prints" says is no answer

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 from bags import layouts as trees
 from bags.plain_folders import build, kinds, plain
 from conftest import shared_data
+from qgmil.bags.check import check_bags
+from qgmil.bags.dataset import open_bags, read_record
 from qgmil.bags.layouts import layouts
 from qgmil.bags.layouts.build import BuiltManifest, build_manifest
 from qgmil.bags.manifest import Manifest
@@ -53,7 +57,8 @@ def test_every_tree_is_recognised_and_read_back(name: str, tmp_path: Path) -> No
     written = Manifest.read(root / "bags.csv")
     for sample in samples:
         (file,) = next(r.files for r in written.records if r.bag_id == sample.expected.bag.bag_id)
-        read = read_bag_file(file, format=built.layout.reader, dataset=sample.expected.dataset)
+        (record,) = (r for r in written.records if r.files == (file,))
+        read = read_record(record)  # without a word about the format
         assert np.array_equal(read.features.numpy(), sample.expected.features)
 
 
@@ -198,7 +203,8 @@ def test_trees_of_slides_are_no_trees_of_cells(tmp_path: Path) -> None:
         ("p2", "MDS", {"age": "40"}),
     ]
     assert cells.manifest.records[0].files == (tmp_path / "c" / "f" / "AML" / "p1",)
-    assert cells.manifest.records[1].files == (tmp_path / "c" / "f" / "MDS" / "p2" / "1.npy",)
+    assert cells.manifest.records[1].files == (tmp_path / "c" / "f" / "MDS" / "p2",)  # of one cell, with its name
+    assert read_bag_file(cells.manifest.records[1].files[0]).instance_ids == ("1",)
 
 
 def test_trees_of_cells_that_cannot_be_understood(tmp_path: Path) -> None:
@@ -208,7 +214,7 @@ def test_trees_of_cells_that_cannot_be_understood(tmp_path: Path) -> None:
     built = build_manifest(tmp_path / "f", pattern="layer8*")
     assert [r.files[0].name for r in built.manifest.records] == ["layer8.npy", "layer8.npy"]
     plain(tmp_path, "AML/stray")
-    with pytest.raises(ManifestError, match=r"stray\.npy: does not lie in <class>/<patient>"):
+    with pytest.raises(ManifestError, match=r"1 of 5 .* does not lie in <class>/<patient> .*'AML/stray\.npy'"):
         build_manifest(tmp_path / "f", format="cells")
     plain(tmp_path / "t", "AML/p1/1", "MDS/p1/1")
     with pytest.raises(ManifestError, match="would all be bag 'p1'; rename them"):
@@ -227,6 +233,117 @@ def test_images_are_no_features(tmp_path: Path) -> None:
         (tmp_path / "AML" / "p1" / f"{i}.tif").write_bytes(b"II*\0")
     with pytest.raises(ManifestError, match="it has 3 images, but no features: make features of them first"):
         build_manifest(tmp_path)
+
+
+def test_a_stray_file_in_a_tree_of_cells_is_named(tmp_path: Path) -> None:
+    plain(tmp_path, "stray", *(f"{c}/{c}{p}/{i}" for c in ("AML", "MDS") for p in range(3) for i in range(2)), rows=1)
+    said = r"all but 1 of its 13 files lie as <class>/<patient>/<cell>, not 'stray\.npy': move it away .*--format cells"
+    with pytest.raises(ManifestError, match=said):
+        build_manifest(tmp_path / "f")
+    built = build_manifest(tmp_path / "f", format="cells", pattern="[0-9].npy")
+    assert built.manifest.labels == ("AML",) * 3 + ("MDS",) * 3
+    (tmp_path / "f" / "stray.npy").rename(tmp_path / "f" / "AML" / "AML0" / "2.npy")
+    assert build_manifest(tmp_path / "f").layout.name == "cells"
+    plain(tmp_path / "few", "a", "AML/p/1")  # one of two is no tree with an exception
+    with pytest.raises(ManifestError) as error:
+        build_manifest(tmp_path / "few" / "f")
+    assert "cells" not in str(error.value)
+
+
+def test_clam_says_where_patches_are_missing(tmp_path: Path) -> None:
+    trees.write_clam(tmp_path / "c", patches=False)
+    (note,) = build_manifest(tmp_path / "c", tmp_path / "c" / "labels.csv").notes
+    assert note.startswith("no patches/ beside ") and "size of the tiles is unknown" in note
+    trees.write_clam(tmp_path / "d")
+    (tmp_path / "d" / "RESULTS").mkdir()
+    (tmp_path / "d" / "patches").rename(tmp_path / "d" / "RESULTS" / "patches")
+    assert build_manifest(tmp_path / "d", tmp_path / "d" / "labels.csv").notes == ()
+
+
+@pytest.mark.parametrize("kind", ["pt", "h5"])
+def test_clam_patches_in_a_folder_beside_the_features(tmp_path: Path, kind: str) -> None:
+    """They are taken if exactly one folder has them, and only if they are of this run."""
+    samples = trees.write_clam(tmp_path / "c", kind=kind, h5=kind == "h5")
+    known = read_bag_file(samples[0].cell)
+    assert known.tile_size is not None
+    (tmp_path / "c" / "RESULTS").mkdir()
+    (tmp_path / "c" / "patches").rename(tmp_path / "c" / "RESULTS" / "patches")
+    bag = read_bag_file(samples[0].cell)
+    assert bag.tile_size == known.tile_size and bag.coords is not None and known.coords is not None
+    assert bag.coords.tolist() == known.coords.tolist()
+    patches = tmp_path / "c" / "RESULTS" / "patches" / "slide_a.h5"
+    shutil.copytree(tmp_path / "c" / "RESULTS", tmp_path / "c" / "OTHER")
+    assert read_bag_file(samples[0].cell).tile_size is None  # either could be meant
+    shutil.rmtree(tmp_path / "c" / "OTHER")
+    (tmp_path / "c" / "OTHER").symlink_to("RESULTS")
+    assert read_bag_file(samples[0].cell).tile_size == known.tile_size  # no link is followed
+    with h5py.File(patches, "a") as file:
+        other = np.vstack([file["coords"][1:], [[7, 7]]]) if kind == "h5" else file["coords"][1:]
+        kept = dict(file["coords"].attrs)
+        del file["coords"]
+        file["coords"] = other
+        file["coords"].attrs.update(kept)
+    bag = read_bag_file(samples[0].cell)
+    assert bag.tile_size is None and (bag.coords is None) == (kind == "pt")
+    patches.write_bytes(b"garbage")
+    assert np.array_equal(read_bag_file(samples[0].cell).features.numpy(), samples[0].expected.features)
+
+
+# --- what a manifest has to remember -------------------------------------------------------------------------------
+
+
+def test_a_format_that_no_file_tells_is_in_the_manifest(tmp_path: Path) -> None:
+    samples = trees.write_dsmil(tmp_path / "d")
+    built = build_manifest(tmp_path / "d", format="dsmil", dataset="2")
+    built.manifest.to_csv(tmp_path / "bags.csv")
+    assert (tmp_path / "bags.csv").read_text().startswith("bag_id,patient_id,label,features,feature_format,feature_dat")
+    bags = open_bags(tmp_path / "bags.csv")
+    assert bags.width == trees.WIDTH and bags[0].width == trees.WIDTH and bags.instances(0) == 4
+    assert np.array_equal(bags[0].features.numpy(), samples[0].expected.features)
+    assert check_bags(tmp_path / "bags.csv", isolate=False).widths == {trees.WIDTH: 3}
+    wide = open_bags(tmp_path / "bags.csv", format="pt")  # what is said wins, and the 2 is not of this format
+    assert wide.width == wide[0].width == trees.WIDTH + 2
+    assert open_bags(tmp_path / "bags.csv", dataset="1")[2].width == trees.WIDTH + 1
+    assert not any(c.startswith("feature_") for r in bags.items for c in r.extra)  # type: ignore[union-attr]
+
+
+def test_a_data_set_that_no_cell_names_is_in_the_manifest(tmp_path: Path) -> None:
+    for name in ("s1", "s2"):
+        np.savez(tmp_path / f"{name}.npz", uni=np.ones((2, 3), np.float32), conch=np.zeros((2, 5), np.float32))
+    (tmp_path / "labels.csv").write_text("slide,label,feature_dataset\ns1,a,uni\ns2,b,uni\n")
+    build_manifest(tmp_path, tmp_path / "labels.csv", dataset="conch").manifest.to_csv(tmp_path / "bags.csv")
+    assert (tmp_path / "bags.csv").read_text().splitlines()[:2] == [
+        "bag_id,patient_id,label,features,feature_dataset",
+        "s1,,a,s1.npz,conch",
+    ]
+    assert open_bags(tmp_path / "bags.csv")[1].width == 5
+    assert open_bags(tmp_path / "bags.csv", dataset="uni")[1].width == 3
+
+
+def test_a_format_that_the_files_tell_is_not_written(tmp_path: Path) -> None:
+    trees.write_clam(tmp_path / "c")
+    built = build_manifest(tmp_path / "c", tmp_path / "c" / "labels.csv", format="clam")
+    assert {(r.format, r.dataset) for r in built.manifest.records} == {(None, None)}
+    samples = trees.write_clam(tmp_path / "plain", kind="h5", patches=False)
+    (tmp_path / "f").mkdir()
+    samples[0].cell.rename(tmp_path / "f" / "slide_a.h5")
+    (tmp_path / "l.csv").write_text("slide_id,label\nslide_a,x\n")
+    (record,) = build_manifest(tmp_path / "f", tmp_path / "l.csv", format="clam").manifest.records
+    assert record.format == "clam" and read_record(record).coord_unit == "px"
+    (record,) = build_manifest(tmp_path / "f", tmp_path / "l.csv", format="plain").manifest.records
+    assert record.format is None and read_record(record).coord_unit is None
+
+
+def test_files_of_a_patient_are_read_in_one_way(tmp_path: Path) -> None:
+    text = "bag_id,patient_id,label,features,feature_format,feature_dataset\n"
+    (tmp_path / "m.csv").write_text(text + "a,p,x,a.pt,dsmil,2\nb,p,x,b.pt,dsmil,2\nc,q,y,c.pt,,\n")
+    merged = Manifest.read(tmp_path / "m.csv").per_patient()
+    assert [(r.bag_id, r.format, r.dataset) for r in merged.records] == [("p", "dsmil", "2"), ("q", None, None)]
+    merged.to_csv(tmp_path / "again.csv")
+    assert Manifest.read(tmp_path / "again.csv").records[0].reading() == {"format": "dsmil", "dataset": "2"}
+    (tmp_path / "m.csv").write_text(text + "a,p,x,a.pt,dsmil,2\nb,p,x,b.pt,,\n")
+    with pytest.raises(ManifestError, match=r"patient 'p' .*: bag 'b' as what it is but bag 'a' as dsmil, 2"):
+        Manifest.read(tmp_path / "m.csv").per_patient()
 
 
 @pytest.mark.shared

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from bags import layouts as trees
 from bags.plain_folders import build, kinds, plain
 from qgmil.bags.dataset import open_bags
-from qgmil.bags.layouts.build import build_manifest
+from qgmil.bags.layouts.base import Columns, Found
+from qgmil.bags.layouts.build import _join, build_manifest
+from qgmil.bags.layouts.labels import Wanted, _id_column
 from qgmil.bags.layouts.names import NameIndex, bare, climbs
+from qgmil.bags.layouts.tree import Tree
 from qgmil.bags.manifest import Manifest
+from qgmil.bags.tabular import TextTable
 from qgmil.errors import ConfigError, ManifestError
 
 # --- names ---------------------------------------------------------------------------------------------------------
@@ -79,6 +85,59 @@ def test_two_rows_of_one_file(tmp_path: Path) -> None:
 def test_same_stem_twice_with_both_meant(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="would all be bag 's1'"):
         build(tmp_path, "a/s1", "b/s1", table="slide_id,label\na/s1,x\nb/s1,y\n")
+
+
+def test_names_are_compared_however_their_letters_are_encoded(tmp_path: Path) -> None:
+    """Macs write file names decomposed, spreadsheets composed."""
+    names = ("Müller 1", "Größe")
+    apart = [unicodedata.normalize("NFD", n) for n in names]
+    assert apart[0] != names[0]
+    table = "slide,patient,label\nMüller 1,p,a\nGröße.svs,q,b\n"
+    built = build(tmp_path, *apart, table=table)
+    assert sorted(built.manifest.labels, key=str) == ["a", "b"] and not built.left_out
+    back = plain(tmp_path / "back", *names, table=unicodedata.normalize("NFD", table))
+    assert len(build_manifest(tmp_path / "back" / "f", back).manifest) == 2
+    with pytest.raises(ManifestError, match="would all be bag"):  # which nobody could tell apart
+        build(tmp_path / "twice", f"a/{apart[0]}", f"b/{names[0]}", table="s,label\na/Müller 1,x\nb/Müller 1,y\n")
+    trees.write_table(tmp_path / "clini.csv", ["PATIENT", "label"], [("Zoë", "a")])
+    trees.write_table(
+        tmp_path / "slides.csv", ["PATIENT", "FILENAME"], [(unicodedata.normalize("NFD", "Zoë"), "Größe.h5")]
+    )
+    built = build_manifest(tmp_path / "f", tmp_path / "clini.csv", slides=tmp_path / "slides.csv")
+    assert built.manifest.labels == ("a",)
+
+
+def test_names_that_differ_in_case_are_pointed_out(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"'slide_1\.svs' \('SLIDE_1' differs in upper and lower case\): write the"):
+        build(tmp_path, "SLIDE_1", "SLIDE_2", table="slide,label\nslide_1.svs,a\nslide_2.svs,b\n")
+    built = build(tmp_path, table="slide,label\nSLIDE_1,a\nslide_2,b\n")
+    assert "'slide_2' has no features here ('SLIDE_2' differs in upper" in built.left_out[0].message
+
+
+class Watched(str):
+    """Text that gives up when it is compared too often."""
+
+    __slots__ = ()
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Watched.compared += 1
+        assert Watched.compared < 1_000_000
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_twenty_thousand_names_twice(tmp_path: Path) -> None:
+    """Each name is looked up, not compared with all others."""
+    found = [
+        Found(Watched(f"slide_{i}"), tmp_path / d / f"slide_{i}.h5", f"{d}/slide_{i}", label="x")
+        for d in "ab"
+        for i in range(10_000)
+    ]
+    records, left_out, problems = _join(Tree(tmp_path, ()), found, None)
+    assert len(records) == 20_000 and not left_out and len(problems) == 10_000
+    assert all(p.kind == "duplicate-id" for p in problems)
 
 
 # --- tables --------------------------------------------------------------------------------------------------------
@@ -170,8 +229,26 @@ def test_patients_of_several_slides(tmp_path: Path) -> None:
     assert (tmp_path / "bags.csv").read_text().splitlines()[1] == "P,P,a,f/s1.npy;f/s2.npy,"
     with pytest.raises(ManifestError, match="the bags of patient 'P' disagree: bag 's2' has 'b' but bag 's1' has 'a'"):
         build(tmp_path, table=table.replace("s2,P,a", "s2,P,b"), bag_per="patient")
+    with pytest.raises(ManifestError, match="correct the table, or make every slide a bag with --bag-per slide"):
+        build(tmp_path, table=table.replace("s2,P,a", "s2,P,b"), bag_per="patient")
     with pytest.raises(ConfigError, match="--bag-per"):
         build(tmp_path, table=table, bag_per="bag")
+
+
+def test_a_long_wide_table_is_looked_at_in_parts() -> None:
+    """Of many rows, some tell the column of ids; all are looked at only where some do not."""
+    looked = []
+
+    def matches(name: str) -> bool:
+        looked.append(name)
+        return name in names
+
+    rows = [(n, {"slide": f"s{n}", "patient": f"p{n}", "label": "ab"[n % 2], "x": f"{n}"}) for n in range(50_000)]
+    table = TextTable(Path("t.csv"), ("x", "patient", "slide", "label"), tuple(rows), "line")
+    names = {f"s{n}" for n in range(50_000)}
+    assert _id_column(table, Columns(), Wanted(), matches) == "slide" and len(looked) < 10_000
+    names = {"p49999"}
+    assert _id_column(table, Columns(), Wanted(), matches) == "patient"
 
 
 # --- folders -------------------------------------------------------------------------------------------------------
@@ -203,8 +280,9 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
     os.mkfifo(folder / "pipe.npy")
     built = build_manifest(folder, table)
     assert built.manifest.bag_ids == ("s1", "s4")
-    assert kinds(built)[:2] == [("no-features", "s2"), ("no-features", "s3")]
-    assert {i for kind, i in kinds(built) if kind == "outside"} >= {"more", "s2"}
+    assert kinds(built)[0] == ("no-features", "s3")  # in a folder that nobody looked into
+    assert [i for kind, i in kinds(built) if kind == "outside"] == ["loop", "more", "s2"]  # s2 once
+    assert len(built.left_out) == 4
     (tmp_path / "link").symlink_to(folder)  # the folder itself may be one
     assert build_manifest(tmp_path / "link", table).manifest.bag_ids == ("s1", "s4")
 
@@ -260,3 +338,89 @@ def test_slideflow_settings_do_not_get_in_the_way(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "s" / "bags" / "bags_config.json").read_text())["tile_um"] == "20x"
     built = build_manifest(tmp_path / "s" / "bags", tmp_path / "s" / "annotations.csv")
     assert built.layout.name == "slideflow" and built.manifest.labels == ("tumour", "tumour", "normal")
+
+
+def test_a_folder_of_links_says_so(tmp_path: Path) -> None:
+    table = plain(tmp_path / "real", "s1", "s2", table="slide,label\ns1,a\ns2,b\n")
+    (tmp_path / "f").mkdir()
+    for i in (1, 2):
+        (tmp_path / "f" / f"s{i}.npy").symlink_to(tmp_path / "real" / "f" / f"s{i}.npy")
+    said = r"f: 2 links lead out of the folder and are not followed \(first: s1\.npy\); name the folder they lead to"
+    with pytest.raises(ManifestError, match=said):
+        build_manifest(tmp_path / "f", table)
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / "features").symlink_to(tmp_path / "real" / "f")
+    with pytest.raises(ManifestError, match=r"1 link leads out of the folder and is not followed \(first: features\)"):
+        build_manifest(tmp_path / "g", table)
+    np.save(tmp_path / "g" / "other.npy", np.ones((2, 2), np.float32))
+    with pytest.raises(ManifestError, match=r"no name in common.*1 link leads out of the folder"):
+        build_manifest(tmp_path / "g", table)
+
+
+def test_one_folder_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = plain(tmp_path, "s1", "secret/s2", table="slide,label\ns1,a\ns2,b\n")
+    real = os.scandir
+
+    def scandir(path: object = ".") -> object:
+        if closed in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    closed = "secret"
+    built = build_manifest(tmp_path / "f", table)
+    assert built.manifest.bag_ids == ("s1",) and kinds(built) == [("no-features", "s2"), ("unreadable", "secret")]
+    assert built.left_out[1].message == "secret cannot be opened; check its permissions"
+    (tmp_path / "f" / "s1.npy").unlink()
+    with pytest.raises(ManifestError, match=r"no feature files .*f/secret cannot be opened"):
+        build_manifest(tmp_path / "f", table)
+    closed = "f"
+    with pytest.raises(ManifestError, match=r"f: cannot be opened \(Permission denied\)"):
+        build_manifest(tmp_path / "f", table)
+
+
+def test_advice_on_ambiguous_names_is_given_once(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError) as error:
+        build(tmp_path, "a/s1", "b/s1", "a/s2", "b/s2", table="slide_id,label\ns1,x\ns2,y\n")
+    assert str(error.value).count("--pattern") == 1 and str(error.value).count("could be any of") == 2
+
+
+@pytest.mark.parametrize("column", ["PATIENT", "case_id"])
+def test_a_table_of_patients_needs_one_of_slides(tmp_path: Path, column: str) -> None:
+    with pytest.raises(ManifestError, match=rf"rows of the table are patients \(column '{column}'\).*--slides slides"):
+        build(tmp_path, "p1-a", "p2-a", table=f"{column},label\np1,a\np2,b\n")
+    with pytest.raises(ManifestError, match="name the column of ids with --id"):
+        build(tmp_path, table="slide,label\np1,a\np2,b\n")
+
+
+def test_coordinates_alone_are_no_features(tmp_path: Path) -> None:
+    for name in ("s1", "s2"):
+        with h5py.File(tmp_path / f"{name}_patches.h5", "w") as file:
+            file["coords"] = np.zeros((3, 2), np.int64)
+    (tmp_path / "labels.csv").write_text("slide,label\ns1,a\ns2,b\n")
+    with pytest.raises(ManifestError, match=r"but no features yet, as s1_patches\.h5 .*extract the features"):
+        build_manifest(tmp_path, tmp_path / "labels.csv")
+    with h5py.File(tmp_path / "s1_patches.h5", "a") as file:
+        file["features"] = np.zeros((3, 2), np.float32)
+    with pytest.raises(ManifestError, match="have no name in common"):
+        build_manifest(tmp_path, tmp_path / "labels.csv")
+
+
+def test_the_features_of_torchmil_alone(tmp_path: Path) -> None:
+    trees.write_torchmil(tmp_path / "t")
+    with pytest.raises(ManifestError, match=rf"its labels lie in .*name the folder above, {tmp_path / 't'}"):
+        build_manifest(tmp_path / "t" / "features")
+
+
+def test_files_that_look_like_dsmil(tmp_path: Path) -> None:
+    trees.write_dsmil(tmp_path / "d")
+    with pytest.raises(ManifestError, match=r"look like the label of the bag, as DSMIL writes it.*--format dsmil"):
+        build_manifest(tmp_path / "d")
+    (tmp_path / "labels.csv").write_text("slide,label\n" + "".join(f"{b.bag_id},{b.label}\n" for b in trees.BAGS))
+    (note,) = build_manifest(tmp_path / "d", tmp_path / "labels.csv").notes
+    assert "--dataset 2" in note
+    named = build_manifest(tmp_path / "d", tmp_path / "labels.csv", format="dsmil", dataset="2")
+    assert named.notes == () and named.manifest.records[0].format == "dsmil"
+    for bag in trees.BAGS:
+        torch.save(torch.rand(4, 6), next((tmp_path / "d").rglob(f"{bag.bag_id}.pt")))
+    assert build_manifest(tmp_path / "d", tmp_path / "labels.csv").notes == ()

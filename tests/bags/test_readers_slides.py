@@ -88,6 +88,51 @@ def test_clam_is_known_by_its_patches_in_any_folder(tmp_path: Path) -> None:
     assert (bag.coord_unit, bag.tile_size) == ("px", 1024.0)
 
 
+@pytest.mark.parametrize("name", ["clam", "trident"])
+@pytest.mark.parametrize("sign", [{"unit": "um"}, {"tile_size_um": 256.0}])
+def test_microns_are_not_taken_for_pixels_where_the_format_is_wrong(
+    tmp_path: Path, name: str, sign: dict[str, object]
+) -> None:
+    stamp = write_stamp(tmp_path)[0].cell
+    path = tmp_path / "renamed.h5"
+    with h5py.File(path, "w") as file:
+        file["features"], file["coords"] = np.ones((4, 6), np.float32), np.zeros((4, 2))
+        file.attrs.update(sign)
+    for wrong in (stamp, path):
+        with pytest.raises(ReadError, match=rf"{wrong.name}: looks like a file of STAMP, .*; say --format stamp"):
+            read_bag_file(wrong, format=name)
+
+
+@pytest.mark.parametrize("name", ["clam", "trident"])
+def test_coordinates_of_an_unsigned_file_are_pixels_only_if_they_look_like_it(tmp_path: Path, name: str) -> None:
+    found = {}
+    for features in ("features", "feats"):
+        for kind in (np.int32, np.float64):
+            path = tmp_path / f"{features}_{kind.__name__}.h5"
+            with h5py.File(path, "w") as file:
+                file[features] = np.ones((4, 6), np.float32)
+                file["coords"] = np.arange(8).reshape(4, 2).astype(kind)
+            found[path.stem] = read_bag_file(path, format=name).coord_unit
+    assert found == {"features_int32": "px", "features_float64": None, "feats_int32": None, "feats_float64": None}
+
+
+def test_a_trident_file_read_as_clam_keeps_its_tile_size(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["features"], file["coords"] = np.ones((4, 6), np.float32), np.arange(8.0).reshape(4, 2)
+        file["coords"].attrs.update({"patch_size": 256, "patch_size_level0": 512})
+    bag = read_bag_file(path, format="clam")
+    assert (bag.coord_unit, bag.tile_size) == ("px", 512.0)
+
+
+def test_a_clam_pt_takes_no_microns_from_beside(tmp_path: Path) -> None:
+    cell = write_clam(tmp_path, patches=False)[0].cell
+    other = tmp_path / "features" / "h5_files" / "slide_a.h5"
+    edit(other, lambda file: file.attrs.__setitem__("tile_size_um", 256.0))
+    with pytest.raises(ReadError, match=r"h5_files/slide_a\.h5: looks like a file of STAMP"):
+        read_bag_file(cell)
+
+
 # STAMP
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,15 @@ def test_flags_say_the_same_as_columns(tmp_path: Path) -> None:
     headless = "train,val,test\nTrue,False,False\n"
     with pytest.raises(SplitError, match="True and False but none of ids"):
         read(tmp_path / "y.csv", headless, bags(*SIX))
+
+
+def test_names_are_compared_however_their_letters_are_encoded(tmp_path: Path) -> None:
+    """Ids come from file names, which Macs write decomposed; the split file was written elsewhere."""
+    apart = unicodedata.normalize("NFD", "Müller")
+    found = read(tmp_path / "s.csv", "train,val,test\nMüller,s2,s3\n", bags(apart, "s2", "s3"))
+    assert found.splits[0].train == (apart,) and not found.left_out
+    with pytest.raises(SplitError, match="is in train and again in train"):
+        read(tmp_path / "t.csv", f"train,val,test\nMüller,s2,s3\n{apart},,\n", bags(apart, "s2", "s3"))
 
 
 def test_a_folder_is_all_folds_in_the_order_of_their_numbers(tmp_path: Path) -> None:

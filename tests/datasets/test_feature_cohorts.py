@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from published_trees import npy, trident
 
-from qgmil.datasets import load_dataset
+from qgmil.datasets import find_dataset, load_dataset
 from qgmil.errors import ManifestError, ReadError, SplitError
 
 PREFIX = "fnl34_bn_features_layer_7.npy"
@@ -60,6 +61,13 @@ def test_aml_hehr_names_what_is_wrong(tmp_path: Path) -> None:
     table.write_text(good.replace("N003,", "../../N003,"))
     with pytest.raises(ManifestError, match=r"line 5: patient '../../N003' cannot be used"):
         load_dataset("aml_hehr", tmp_path, features="fnl34*")
+
+
+def test_aml_hehr_patients_with_two_folders_are_refused(tmp_path: Path) -> None:
+    folder = aml(tmp_path)
+    npy(folder / "data" / "control" / "N001" / PREFIX, np.ones((2, 4), dtype=np.float32))
+    with pytest.raises(ManifestError, match=r"line 3: patient 'N001' has several folders, '.*NPM1/N001', '.*control/N"):
+        load_dataset("aml_hehr", tmp_path)
 
 
 def torchmil(root: Path, name: str, truth: str, patches: str = "patches_512") -> Path:
@@ -174,6 +182,32 @@ def test_patho_bench_tables_with_trident_features(name: str, tmp_path: Path) -> 
     assert sides[1]
     assert not sides[0] & sides[1]
     assert not (sides[0] | sides[1]) & sides[2]
+
+
+def test_patho_bench_is_found_without_a_walk_through_every_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = patho_bench(tmp_path, "bracs")
+    seen: list[str] = []
+    real = os.scandir
+
+    def scandir(path: str | os.PathLike[str]) -> object:
+        seen.append(str(Path(path).relative_to(tmp_path)))
+        return real(path)
+
+    monkeypatch.setattr("qgmil.datasets.patho_bench.os.scandir", scandir)
+    deep = folder / "a" / "b" / "c" / "d" / "e" / "f"
+    deep.mkdir(parents=True)
+    assert find_dataset("bracs", tmp_path) == folder
+    assert not [place for place in seen if "features_" in place]
+    table = folder / "splits" / "subtype" / "k=all.tsv"
+    for hidden in (deep, folder / "20x_512px_0px_overlap" / "features_uni" / "inside"):
+        hidden.mkdir(exist_ok=True)
+        table = table.rename(hidden / "k=all.tsv")
+        assert find_dataset("bracs", tmp_path) is None
+    assert not [place for place in seen if place.endswith(("/e", "features_uni"))]
+    table.rename(deep.parent / "k=all.tsv")
+    assert find_dataset("bracs", tmp_path) == folder
 
 
 def test_patho_bench_validation_parts_are_taken_where_there_are_some(tmp_path: Path) -> None:

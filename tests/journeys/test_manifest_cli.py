@@ -52,7 +52,7 @@ JOURNEYS: dict[str, tuple[list[str], int, list[str]]] = {
     "torchmil": ([], 12, []),
     "slideflow": ([], 12, []),
     "pathforge": (["--labels", "TREE/labels.csv"], 12, []),
-    "dsmil": (["--format", "dsmil", "--dataset", "2"], 12, ["--format", "dsmil", "--dataset", "2"]),
+    "dsmil": (["--format", "dsmil", "--dataset", "2"], 12, []),  # which the manifest remembers
     "acmil": ([], 12, []),
     "cells": ([], 12, []),
     "scemila": ([], 12, []),
@@ -100,8 +100,8 @@ def test_what_does_not_fit_is_named_and_written_down(cohort: Path, capsys: pytes
     assert run("manifest", "data", "--labels", table, "-o", "out/bags.csv") == 0
     said = capsys.readouterr()
     assert "2 labels without features: 'slide_08a', '[bold]gone'" in said.err
-    assert "1 features without a label: 'slide_09a'" in said.err
-    assert "1 still being written: 'slide_08a'" in said.err
+    assert "1 file without a label: 'slide_09a'" in said.err
+    assert "1 file still being written: 'slide_08a'" in said.err
     assert "clam" in said.out and "id: slide_id, label: label, patient: case_id" in " ".join(said.out.split())
     left = pl.read_csv("out/bags.unmatched.csv", infer_schema=False)
     assert list(left.select("kind", "name").iter_rows()) == [
@@ -128,7 +128,7 @@ def test_strict_writes_no_manifest(cohort: Path, capsys: pytest.CaptureFixture[s
     trees.write_torchmil(cohort / "data")
     np.save(cohort / "data" / "labels" / "more.npy", np.array(1))
     assert run("manifest", "data", "--strict") == 1
-    assert "1 labels without features: 'more'" in capsys.readouterr().err
+    assert "1 label without features: 'more'" in capsys.readouterr().err
     assert not Path("bags.csv").exists() and Path("bags.unmatched.csv").exists()
     (cohort / "data" / "labels" / "more.npy").unlink()
     assert run("manifest", "data", "--strict") == 0
@@ -147,6 +147,54 @@ def test_nothing_is_overwritten_unasked(cohort: Path, capsys: pytest.CaptureFixt
     assert "is the table of labels" in capsys.readouterr().err and Path("data/labels.csv").read_text() == before
 
 
+def test_somebody_elses_file_of_unmatched_names_stays(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trees.write_clam(cohort / "data")
+    others = Path("bags.unmatched.csv")
+    for text, force in (("my,own\n1,2\n", []), ("kind,name,what,more\n", ["--force"]), ("", ["--force"])):
+        others.write_text(text)
+        assert run("manifest", "data", "--labels", "data/labels.csv", *force) == 1
+        assert "bags.unmatched.csv is in the way" in capsys.readouterr().err
+        assert others.read_text() == text and not Path("bags.csv").exists()
+    others.write_text("kind,name,what\nlocked,x,y\n")  # of an earlier manifest of this name
+    assert run("manifest", "data", "--labels", "data/labels.csv") == 0 and not others.exists()
+    rows = Path("data/labels.csv").read_text().splitlines()[1:]
+    table = "kind,name,what\n" + "".join(f"{r.split(',')[2]},{r.split(',')[1]},{r.split(',')[0]}\n" for r in rows)
+    Path("new.unmatched.csv").write_text(table)  # labels that look like one
+    labels = ["--labels", "new.unmatched.csv", "--id", "name", "--label", "kind"]
+    assert run("manifest", "data", *labels, "-o", "new.csv", "--force") == 1
+    assert "new.unmatched.csv is the table of labels" in capsys.readouterr().err
+    assert Path("new.unmatched.csv").read_text() == table and not Path("new.csv").exists()
+
+
+@pytest.mark.parametrize(("tree", "table"), [("scemila", "metadata.csv"), ("slideflow", "annotations.csv")])
+def test_a_table_of_the_folder_is_never_replaced(
+    tree: str, table: str, cohort: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trees.WRITERS[tree](cohort / "data")
+    before = Path("data", table).read_bytes()
+    assert run("manifest", "data", "-o", f"data/{table}", "--force") == 1
+    assert "is the table of labels" in capsys.readouterr().err and Path("data", table).read_bytes() == before
+
+
+def test_the_table_of_slides_is_never_replaced(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trees.write_stamp(cohort / "data")
+    before = Path("data/slides.csv").read_bytes()
+    options = ["--labels", "data/clini.csv", "--slides", "data/slides.csv", "--label", "label"]
+    assert run("manifest", "data", *options, "-o", "data/slides.csv", "--force") == 1
+    assert "is the table of labels" in capsys.readouterr().err and Path("data/slides.csv").read_bytes() == before
+
+
+def test_a_file_of_features_is_never_replaced(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever it is called: a manifest would lead to itself."""
+    trees.write_acmil(cohort / "data")
+    (cohort / "data" / "patch_feats.h5").rename("all.h5")
+    Path("bags.csv").hardlink_to("all.h5")
+    before = Path("all.h5").read_bytes()
+    assert run("manifest", "all.h5", "--force") == 1
+    assert "is a file of features" in capsys.readouterr().err
+    assert Path("bags.csv").read_bytes() == Path("all.h5").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -157,6 +205,8 @@ def test_nothing_is_overwritten_unasked(cohort: Path, capsys: pytest.CaptureFixt
         (["data", "--labels", "data/labels.csv", "--format", "clamm"], "there is no format 'clamm'"),
         (["data", "--labels", "data/labels.csv", "--id", "slide"], "--id slide_id"),
         (["data", "--labels", "data/labels.csv", "-o", "data"], "is a folder"),
+        (["data", "--labels", "data/labels.csv", "-o", "bags.parquet"], "end its name with .csv"),
+        (["data", "--labels", "data/labels.csv", "-o", "bags"], "end its name with .csv"),
     ],
 )
 def test_mistakes_in_a_manifest_are_one_clear_line(

@@ -40,8 +40,8 @@ class BagDataset(Dataset[Bag]):
 
     Args:
         items: `BagRecord`s and `Bag`s.
-        format: name of the reader for every file; None chooses by file.
-        dataset: name of the array of features, for files with several.
+        format: name of the reader for every file; None takes that of the record, else chooses by file.
+        dataset: name of the array of features, for files with several; None takes that of the record.
         width: features of an instance; None takes that of the first bag.
         in_memory: keep every bag once read, shared with subsets. Workers of a DataLoader and unpickled copies keep
             none of what they read, or each would hold the whole data set.
@@ -135,6 +135,24 @@ class BagDataset(Dataset[Bag]):
             self._width = item.width if isinstance(item, Bag) else _record_shape(item, **self._options)[1]
         return self._width
 
+    @property
+    def keeps_in_memory(self) -> bool:
+        """Whether bags stay in memory once they were read."""
+        return self._cache is not None
+
+    def instances(self, index: int) -> int:
+        """Instances of a bag, without reading its features where its layout allows.
+
+        Raises:
+            ReadError: as for reading the bag.
+        """
+        item = self._items[index]
+        if isinstance(item, Bag):
+            return len(item)
+        if isinstance(item, StoredRecord):
+            return sum(int(item.store.offsets[i + 1] - item.store.offsets[i]) for i in item.parts)
+        return sum(bag_file_shape(path, **item.reading(**self._options))[0] for path in item.files)
+
     def will_need(self, indices: Sequence[int], rows: int | None = None) -> None:
         """Say which bags come next, and how many rows of them (None: all); it changes nothing that is read.
 
@@ -186,6 +204,8 @@ def read_record(
 ) -> Bag:
     """Read and check the files of one bag, and merge them. What comes from a store was found finite on packing.
 
+    `format` and `dataset` win over those that the record remembers.
+
     Raises:
         ReadError: a file is missing or broken.
         BagError: empty, not finite, or not `width` wide. Both name the bag and the file.
@@ -197,7 +217,7 @@ def read_record(
     parts: list[Bag] = []
     for path in record.files:
         try:
-            content = read_bag_file(path, format=format, dataset=dataset)
+            content = read_bag_file(path, **record.reading(format, dataset))
         except (ReadError, EmptyBagError) as error:
             raise type(error)(f"bag {record.bag_id!r}: {error}") from error
         part = Bag(
@@ -365,7 +385,7 @@ def _first_missing(record: BagRecord) -> str | None:
 def _with_instances(
     record: BagRecord, skipped: list[tuple[str, str]], options: Mapping[str, str | None]
 ) -> tuple[Path, ...]:
-    shapes = [bag_file_shape(path, **options) for path in record.files]
+    shapes = [bag_file_shape(path, **record.reading(**options)) for path in record.files]
     files = tuple(path for path, (rows, width) in zip(record.files, shapes, strict=True) if rows and width)
     if len(files) < len(record.files):
         empty = listing(p.name for p in record.files if p not in files)
@@ -392,7 +412,7 @@ def _record_shape(record: BagRecord, **options: str | None) -> tuple[int, int]:
     if isinstance(record, StoredRecord):
         return len(record.store), record.store.header.width
     try:
-        rows, width = bag_file_shape(record.files[0], **options)
+        rows, width = bag_file_shape(record.files[0], **record.reading(**options))
     except ReadError as error:
         raise type(error)(f"bag {record.bag_id!r}: {error}") from error
     if rows == 0 or width == 0:

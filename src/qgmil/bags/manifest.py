@@ -39,6 +39,7 @@ FILE_COLUMNS = (
     "h5_path",
     "pt",
 )
+FORMAT_COLUMN, DATASET_COLUMN = "feature_format", "feature_dataset"
 PATIENT_LIKE = frozenset({"patient", "patientid", "case", "caseid", "subject", "subjectid"})  # `squashed`
 
 
@@ -55,6 +56,7 @@ class BagRecord:
         line: where the row is in the table (0: there is no table).
         conflicts: columns on which the rows merged into this one disagree, with the values; they are not in `extra`.
         merged: ids of the rows merged into this one, where it stands for a patient.
+        format, dataset: how its files are to be read, where they do not say so themselves (see `reading`).
     """
 
     bag_id: str
@@ -65,6 +67,14 @@ class BagRecord:
     line: int = 0
     conflicts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     merged: tuple[str, ...] = ()
+    format: str | None = None
+    dataset: str | None = None
+
+    def reading(self, format: str | None = None, dataset: str | None = None) -> dict[str, str | None]:
+        """How its files are read, as options of `read_bag_file`: what is given wins over what the record remembers."""
+        if format is not None and self.format not in (None, format):
+            return {"format": format, "dataset": dataset}  # what it knows of a data set is about the other format
+        return {"format": format or self.format, "dataset": self.dataset if dataset is None else dataset}
 
     @property
     def group(self) -> str:
@@ -189,19 +199,22 @@ class Manifest:
         return replace(self, records=records)
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write the table: bag_id, patient_id, label, features and the other columns.
+        """Write the table: bag_id, patient_id, label, features, how they are read where that is known, other columns.
 
         Files under the table's folder are written relative to it, others absolute.
         """
         path = Path(path)
-        fixed = ("bag_id", "patient_id", "label", "features")
+        how = {FORMAT_COLUMN: [r.format for r in self.records], DATASET_COLUMN: [r.dataset for r in self.records]}
+        how = {column: values for column, values in how.items() if any(values)}
+        fixed = ("bag_id", "patient_id", "label", "features", *how)
         extra = [c for c in dict.fromkeys(c for r in self.records for c in r.extra) if c not in fixed]
         with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle, lineterminator="\n")
             writer.writerow([*fixed, *extra])
-            for r in self.records:
+            for i, r in enumerate(self.records):
                 files = ";".join(_written(f, path.parent) for f in r.files)
-                writer.writerow([r.bag_id, r.patient_id, r.label, files, *(r.extra.get(c, "") for c in extra)])
+                read = [values[i] for values in how.values()]
+                writer.writerow([r.bag_id, r.patient_id, r.label, files, *read, *(r.extra.get(c, "") for c in extra)])
 
 
 def scan_manifest(
@@ -215,6 +228,8 @@ def scan_manifest(
 ) -> tuple[Manifest, list[Problem]]:
     """As `Manifest.read`, with the rows that cannot be used left out and returned as problems instead of raised.
 
+    The columns ``feature_format`` and ``feature_dataset``, where there are any, say how the files are read.
+
     Raises:
         ManifestError: unreadable, or a missing column.
     """
@@ -225,7 +240,7 @@ def scan_manifest(
     if require_labels and label not in table.columns:
         raise missing_column(path, label, table.columns, "label")
     patient_column = _patient_column(table, patient_id, require_labels)
-    used = {file_column, bag_id, label, patient_column}
+    used = {file_column, bag_id, label, patient_column, FORMAT_COLUMN, DATASET_COLUMN}
     rows = []
     for line, cells in table.rows:
         files = tuple(_resolved(part.strip(), path.parent) for part in cells[file_column].split(";") if part.strip())
@@ -237,6 +252,8 @@ def scan_manifest(
                 files=files,
                 extra={c: v for c, v in cells.items() if c not in used},
                 line=line,
+                format=cells.get(FORMAT_COLUMN) or None,
+                dataset=cells.get(DATASET_COLUMN) or None,
             )
         )
     records, problems = _usable(rows, table.word)
@@ -295,6 +312,11 @@ def records_per_patient(records: Sequence[BagRecord]) -> tuple[tuple[BagRecord, 
         if len(labels) > 1:
             has = " but ".join(f"bag {i!r} has {'no label' if x is None else repr(x)}" for x, i in labels.items())
             problems.append(Problem("label", group, f"the bags of patient {group!r} disagree: {has}"))
+            continue
+        if len(ways := {(row.format, row.dataset): row.bag_id for row in reversed(rows)}) > 1:
+            has = " but ".join(f"bag {i!r} as {f or 'what it is'}{f', {d}' if d else ''}" for (f, d), i in ways.items())
+            message = f"the files of patient {group!r} are to be read in different ways ({FORMAT_COLUMN}): {has}"
+            problems.append(Problem("format", group, message))
             continue
         values = {c: tuple(dict.fromkeys(row.extra.get(c, "") for row in rows)) for row in rows for c in row.extra}
         extra = {c: v[0] for c, v in values.items() if len(v) == 1}
@@ -360,6 +382,8 @@ def _resolved(cell: str, folder: Path) -> Path:
 
 
 def _written(file: Path, folder: Path) -> str:
+    if not str(file).isascii() and any("\ud800" <= c <= "\udfff" for c in str(file)):
+        raise ManifestError(f"{str(file)!r}: a name that is no UTF-8 text cannot be written to a manifest; rename it")
     if ";" in str(file):
         raise ManifestError(f"{file}: a ';' in a file name cannot be written to a manifest; rename the file")
     absolute = file.absolute()

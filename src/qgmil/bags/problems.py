@@ -14,6 +14,7 @@ from qgmil.bags.readers.base import listing
 from qgmil.errors import ManifestError
 
 SHOWN = 10
+LONGEST = 2000  # characters of one problem
 CONTROL = ("Cc", "Cs", "Zl", "Zp")  # control characters, broken text, line breaks
 NO_LABEL = frozenset({"", "na", "n/a", "nan", "null"})
 
@@ -32,10 +33,15 @@ def raise_problems(path: Path, problems: Sequence[Problem]) -> None:
     if not problems:
         return
     if len(problems) == 1:
-        raise ManifestError(f"{path}: {problems[0].message}")
-    shown = "".join(f"\n  - {p.message}" for p in problems[:SHOWN])
+        raise ManifestError(f"{path}: {_shortened(problems[0].message)}")
+    shown = "".join(f"\n  - {_shortened(p.message)}" for p in problems[:SHOWN])
     more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
     raise ManifestError(f"{path}: {len(problems)} problems:{shown}{more}")
+
+
+def _shortened(text: str) -> str:
+    """Both ends of a message in which a cell of a megabyte stands."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
 
 
 def missing_column(path: Path, column: str, columns: Sequence[str], option: str) -> ManifestError:

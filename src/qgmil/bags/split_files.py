@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 
 from qgmil.bags import hints
-from qgmil.bags.layouts.names import NameIndex
+from qgmil.bags.layouts.names import NameIndex, composed
 from qgmil.bags.manifest import BagRecord, squashed
 from qgmil.bags.readers.base import listing
 from qgmil.bags.source import Item
@@ -89,7 +89,8 @@ def read_split_files(paths: str | PathLike[str] | Sequence[str | PathLike[str]])
         tables = [SplitTable(f"{t.path.parent.name}-{t.name}", t.path, t.sides) for t in tables]
     names = [t.name for t in tables]
     if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise SplitError(f"there are several splits called {listing(twice)}; give each file once, or rename one")
+        path = next(t.path for t in tables if t.name == twice[0])
+        raise SplitError(f"{path}: there are several splits called {listing(twice)}; give it once, or rename one")
     return tuple(tables)
 
 
@@ -204,12 +205,12 @@ def _matched(table: SplitTable, known: _Known) -> tuple[Split, list[str]]:
     unknown = []
     for side in SIDES:
         for names in table.sides[side]:
-            if names[0] in told:
+            if (name := composed(names[0])) in told:
                 raise SplitError(
-                    f"{table.path}: split {table.name!r}: {names[0]!r} is in {told[names[0]]} and again in {side}; "
+                    f"{table.path}: split {table.name!r}: {names[0]!r} is in {told[name]} and again in {side}; "
                     "a bag belongs to one part, once"
                 )
-            told[names[0]] = side
+            told[name] = side
             bag = known.find(table, names)
             if bag is None:
                 unknown.append(names[0])

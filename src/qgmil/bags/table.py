@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -169,7 +170,8 @@ def _frame(path: Path) -> tuple[pl.DataFrame, bool, int]:
         return frame, False, skipped + 1
     names = [str(v or "").strip().lstrip("\ufeff") for v in frame.row(0)]
     if len(set(names)) < len(names):
-        raise ManifestError(f"{path}: the column {next(n for n in names if names.count(n) > 1)!r} is there twice")
+        twice = next(n for n, count in Counter(names).items() if count > 1)
+        raise ManifestError(f"{path}: the column {twice!r} is there twice")
     return frame[1:].rename(dict(zip(frame.columns, names, strict=True))), True, skipped + 2
 
 
@@ -294,7 +296,7 @@ def _texts(frame: pl.DataFrame, column: int | None) -> list[str]:
 
 
 def _plain_number(text: str) -> str:
-    return str(int(text.split(".")[0])) if re.fullmatch(r"[+-]?[0-9]+\.0*", text) else text
+    return str(int(text.split(".")[0])) if re.fullmatch(r"[+-]?[0-9]{1,100}\.0*", text) else text
 
 
 def _first_lines(path: Path, count: int) -> list[list[str]]:

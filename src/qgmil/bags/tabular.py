@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +14,16 @@ from pathlib import Path
 import polars as pl
 
 from qgmil.bags.problems import Problem
-from qgmil.bags.readers.base import holes, listing
-from qgmil.errors import ManifestError
+from qgmil.bags.readers.base import check_expansion, holes, listing
+from qgmil.errors import ManifestError, ReadError
 
 SEPARATORS = (",", "\t", ";")
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".txt", ".parquet", ".pq"})
 BYTE_ORDER_MARK = "\ufeff"
+MAX_CELLS = 20_000_000  # of a table that becomes text, some hundred bytes each: ten columns for two million bags
+MAX_TEXT = 2**28  # bytes of such a table
+MAX_LINE = 2**24  # characters: a bag of a hundred thousand one-cell files
+SAID_SEPARATOR = re.compile(r"sep=([^\w\s\"]|\t)", re.IGNORECASE)  # Excel's first line
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,13 @@ def read_text_table(path: Path) -> TextTable:
     """Read a CSV (comma, semicolon or tab; UTF-8 or UTF-16) or parquet file.
 
     Raises:
-        ManifestError: missing, not text, no header, or a column twice.
+        ManifestError: missing, not text, no header, a column twice, or far larger than a table of bags can be.
     """
     check_table_path(path)
-    return _read_parquet(path) if is_parquet(path) else _read_csv(path)
+    try:
+        return _read_parquet(path) if is_parquet(path) else _read_csv(path)
+    except MemoryError as error:
+        raise ManifestError(f"{path}: does not fit into memory; make a smaller table") from error
 
 
 def check_table_path(path: Path) -> None:
@@ -93,12 +101,35 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
 
 
-def read_parquet(path: Path) -> pl.DataFrame:
-    """A parquet file, or a `ManifestError`."""
+def read_parquet(path: Path, most_cells: int | None = None) -> pl.DataFrame:
+    """A parquet file of plain columns, once its declared size is believed.
+
+    Raises:
+        ManifestError: broken, columns of lists, more cells than `most_cells`, or far more than what is stored.
+    """
     try:
-        return pl.read_parquet(path)
-    except Exception as error:  # polars raises many kinds, its own and the operating system's
+        _check_declared(path, most_cells)
+        return pl.read_parquet(path, glob=False)
+    except ManifestError:
+        raise
+    except ReadError as error:
+        raise ManifestError(str(error)) from error
+    except MemoryError as error:
+        raise ManifestError(f"{path}: does not fit into memory; make a smaller table") from error
+    except (Exception, pl.exceptions.PanicException) as error:  # many kinds, polars' own and the operating system's
         raise ManifestError(f"{path}: cannot be read as parquet ({type(error).__name__}: {error})") from error
+
+
+def _check_declared(path: Path, most_cells: int | None) -> None:
+    """Read the metadata alone: a few hundred bytes can declare a billion equal rows."""
+    lazy = pl.scan_parquet(path, glob=False)
+    schema, rows = lazy.collect_schema(), int(lazy.select(pl.len()).collect().item())
+    if nested := [name for name, kind in schema.items() if kind.is_nested()]:
+        raise ManifestError(f"{path}: the column {listing(nested)} holds lists; write plain columns")
+    what = f"a table of {rows:,} rows and {len(schema):,} columns"
+    if most_cells is not None and rows * len(schema) > most_cells:
+        raise ManifestError(f"{path}: {what} is no table of bags or labels (at most {most_cells:,} cells are read)")
+    check_expansion(path, rows * len(schema) * 8, path.stat().st_size, what)
 
 
 def decode(path: Path, raw: bytes) -> str:
@@ -143,6 +174,10 @@ def read_lines(path: Path) -> list[tuple[int, list[str]]]:
         ManifestError: missing, not text, or no header.
     """
     check_table_path(path)
+    with os_errors(path):
+        size = path.stat().st_size
+    if size > MAX_TEXT:
+        raise ManifestError(f"{path}: has {size:,} bytes; a table of bags or labels has at most {MAX_TEXT:,}")
     lines = _parse(path, decode(path, read_bytes(path)))
     if not lines:
         raise ManifestError(f"{path}: has no header line")
@@ -165,23 +200,47 @@ def _read_csv(path: Path) -> TextTable:
 
 def _parse(path: Path, text: str) -> list[tuple[int, list[str]]]:
     """Every line that is not blank, with the number it starts at."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=sniff_separator(first), strict=True)
-    lines, number = [], 1
+    _check_lines(path, text)
+    text, before, separator = _start(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    lines, number = [], before + 1
     with long_cells():
         try:
             for cells in reader:
                 if any(c.strip() for c in cells):
                     lines.append((number, cells))
-                number = reader.line_num + 1
+                number = before + reader.line_num + 1
         except csv.Error as error:
             raise ManifestError(f"{path}: line {number} cannot be read as CSV ({error}); mend its quotes") from error
     return lines
 
 
+def _start(text: str) -> tuple[str, int, str]:
+    """The text from its header on, how many lines lie before that, and the separator: "sep=;" in front says it."""
+    lines = enumerate(text.splitlines(keepends=True), start=1)
+    number, first = next(((n, line) for n, line in lines if line.strip()), (1, ""))
+    said = SAID_SEPARATOR.fullmatch(first.rstrip("\r\n"))
+    if said is None:
+        return text, 0, sniff_separator(first)
+    return text[text.index(first) + len(first) :], number, said[1]
+
+
+def _check_lines(path: Path, text: str) -> None:
+    """Refuse a line of millions of cells before any of them is made."""
+    for number, line in enumerate(io.StringIO(text), start=1):
+        if len(line) > MAX_LINE:
+            raise ManifestError(
+                f"{path}: line {number} has {len(line):,} characters, which is no row of a table of bags (at most "
+                f"{MAX_LINE:,}); write each bag on a line of its own"
+            )
+
+
 def _read_parquet(path: Path) -> TextTable:
-    frame = read_parquet(path)
+    frame = read_parquet(path, MAX_CELLS)
     _check_header(path, frame.columns)
+    size = sum(int(c.str.len_bytes().cast(pl.UInt64).sum()) for c in frame if c.dtype == pl.String)
+    if size > MAX_TEXT:  # one long text that all rows share is stored once
+        raise ManifestError(f"{path}: its texts have {size:,} bytes; a table of bags has at most {MAX_TEXT:,}")
     texts = [_as_text(frame[c]) for c in frame.columns]
     rows = tuple(
         (i, dict(zip(frame.columns, cells, strict=True))) for i, cells in enumerate(zip(*texts, strict=True), start=1)

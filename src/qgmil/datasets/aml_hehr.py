@@ -12,6 +12,7 @@ from pathlib import Path
 from qgmil.bags.manifest import BagRecord
 from qgmil.bags.problems import bad_id, clean_label
 from qgmil.bags.readers.base import listing
+from qgmil.bags.readers.siblings import check_inside
 from qgmil.bags.tabular import read_text_table
 from qgmil.datasets.base import DatasetInfo, NamedDataset, find_marked, nested
 from qgmil.datasets.records import Skip, column, file_dataset
@@ -50,19 +51,27 @@ def load(info: DatasetInfo, path: Path, *, features: str = "*.npy", skip: Skip =
         skip: any of "empty", "missing", "unlabelled".
 
     Raises:
-        ManifestError: a row without a usable id, or a folder under another label than its row's.
+        ManifestError: a row without a usable id, or a folder under another label than its row's or under several.
         ReadError: patients without features, or with several files that fit.
     """
     folder = nested(path, "metadata.csv")
     table = read_text_table(folder / "metadata.csv")
     patient, label = (column(table.path, table.columns, n) for n in ("patient_id", "bag_label"))
-    places = {p.name: p for p in sorted((folder / "data").glob("*/*")) if p.is_dir()}
+    places: dict[str, list[Path]] = {}
+    for found in sorted(p for p in (folder / "data").glob("*/*") if p.is_dir()):
+        places.setdefault(found.name, []).append(found)
     records = []
     for line, cells in table.rows:
         name = cells[patient]
         if reason := bad_id(name):
             raise ManifestError(f"{table.path}: line {line}: patient {name!r} cannot be used, {reason}")
-        place = places.get(name)
+        if len(places.get(name, ())) > 1:
+            several = listing(map(str, places[name]))
+            raise ManifestError(
+                f"{table.path}: line {line}: patient {name!r} has several folders, {several}; one patient has one "
+                "label: keep the right folder, or give the patients different ids"
+            )
+        place = places[name][0] if name in places else None
         if place is not None and place.parent.name != cells[label]:
             raise ManifestError(
                 f"{table.path}: line {line}: patient {name!r} has the label {cells[label]!r} but its folder is {place}"
@@ -76,10 +85,13 @@ def load(info: DatasetInfo, path: Path, *, features: str = "*.npy", skip: Skip =
 
 
 def _features(place: Path, pattern: str) -> tuple[Path, ...]:
+    check_inside(place, place.parent.parent)
     found = sorted(p for p in place.rglob("*") if p.is_file() and fnmatch(p.name, pattern))
     if len(found) > 1:
         raise ReadError(
             f"{place}: {listing(p.name for p in found)} all fit {pattern!r}; name the one to read with "
             "--options.features NAME (features='NAME' in Python)"
         )
+    for file in found:
+        check_inside(file, place)
     return tuple(found)

@@ -14,6 +14,7 @@ import numpy as np
 
 from qgmil.bags.bag import Bag
 from qgmil.bags.manifest import BagRecord, Manifest
+from qgmil.bags.readers.h5_facts import write_facts
 from qgmil.bags.splits import Split
 from qgmil.datasets.base import NamedDataset
 from qgmil.datasets.registry import load_dataset
@@ -120,16 +121,13 @@ def _split_columns(dataset: NamedDataset) -> dict[str, dict[str, str]]:
 
 
 def _write_bag(path: Path, bag: Bag) -> None:
-    """One bag in the TRIDENT layout, without coordinates where it has none."""
+    """One bag in an h5 file that is read as it was: features, coordinates with their unit, tiles, labels, names."""
     with h5py.File(path, "w") as file:
-        file.create_dataset("features", data=bag.features.numpy())
+        features = file.create_dataset("features", data=bag.features.numpy())
+        write_facts(features, vars(bag))
         if bag.instance_labels is not None:
             file.create_dataset("instance_labels", data=bag.instance_labels.numpy())
         if bag.instance_ids is not None:
             file.create_dataset("instance_ids", data=np.array([i.encode() for i in bag.instance_ids]))
         if bag.coords is not None:
-            coords = file.create_dataset("coords", data=bag.coords.numpy())
-            if bag.tile_size is not None and bag.coord_unit == "px":
-                coords.attrs["patch_size_level0"] = bag.tile_size
-            if bag.mpp is not None:
-                coords.attrs["mpp"] = bag.mpp
+            file.create_dataset("coords", data=bag.coords.numpy())

@@ -25,6 +25,7 @@ NUMERIC = range(6, 16)
 COMPLEX = 0x0800
 MAX_DEPTH = 8
 SMALL = 16 * 2**20  # inflated bytes that are not worth refusing
+STEP = 2**20  # bytes inflated at a time
 LEAST = 8  # bytes that the smallest element takes: its tag
 #: numpy's name of each type of stored numbers.
 TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
@@ -85,16 +86,28 @@ def _inflated(path: Path, raw: bytes, order: str) -> bytes:
         kind, start, stop, end = parser.tag(at, len(raw))
         part = raw[at:end]
         if kind == COMPRESSED:
-            inflater = zlib.decompressobj()
-            part = inflater.decompress(raw[start:stop], budget + 1)
-            if len(part) > budget or not inflater.eof:
-                said = "inflates to more than any honest data would" if len(part) > budget else "is cut short"
-                raise ReadError(f"{path}: a variable {said}; the file is broken or hostile, save it again")
+            part = _inflate(path, raw[start:stop], budget)
             end = stop  # compressed elements have no padding
         parts.append(part + b"\0" * (-len(part) % 8))
         budget -= len(parts[-1])
         at = end
     return b"".join(parts)
+
+
+def _inflate(path: Path, packed: bytes, budget: int) -> bytes:
+    """Inflate piece by piece: asked for everything at once, zlib takes twice what it gives."""
+    inflater = zlib.decompressobj()
+    pieces: list[bytes] = []
+    while packed and not inflater.eof:
+        pieces.append(inflater.decompress(packed, STEP))
+        packed = inflater.unconsumed_tail
+        budget -= len(pieces[-1])
+        if budget < 0:
+            break
+    if budget < 0 or not inflater.eof:
+        said = "inflates to more than any honest data would" if budget < 0 else "is cut short"
+        raise ReadError(f"{path}: a variable {said}; the file is broken or hostile, save it again")
+    return b"".join(pieces)
 
 
 class _Parser:

@@ -7,7 +7,9 @@ test) and, mostly, ``config.yaml`` (task_col, and label_dict with a name for eac
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from qgmil.datasets.records import Skip, column, feature_file, file_dataset
 from qgmil.errors import ManifestError, ReadError
 
 TABLE = "k=all.tsv"
+DEEPEST = 5  # folders below the data set's: splits/TASK, trident/20x_512px_0px_overlap/features_ENCODER
+LEAVES = ("features_", "slide_features_", "patches", "contours", "thumbnails", "visualization", "wsis")
 CONFIG_LIMIT = 1_000_000
 GDC = "open access at the Genomic Data Commons (NIH Genomic Data Sharing policy): see provider; splits: see provider"
 SPLIT = "the folds of k=all.tsv (fold_0, fold_1, ...); where they have no val, a fifth of train by patient"
@@ -72,7 +76,9 @@ INFOS = (
 def find(info: DatasetInfo, root: Path | None) -> Path | None:
     """The folder, if a table of a task is in it."""
     folder = find_folder(info, root)
-    return folder if folder is not None and next(folder.rglob(TABLE), None) is not None else None
+    if folder is None:
+        return None
+    return folder if any((place / TABLE).is_file() for place in _folders(folder)) else None
 
 
 def load(
@@ -90,8 +96,10 @@ def load(
         ReadError: no or several tasks or folders of features, or slides without features (all are named).
         ManifestError: a column that is not there.
     """
-    table_path = _choose(path, sorted(path.rglob(TABLE)), task, "task", lambda p: p.parent)
-    folders = sorted(p for p in path.rglob("features_*") if p.is_dir())
+    inside = list(_folders(path))
+    tables = sorted(p / TABLE for p in inside if (p / TABLE).is_file())
+    table_path = _choose(path, tables, task, "task", lambda p: p.parent)
+    folders = sorted(p for p in inside if p.name.startswith("features_"))
     features = _choose(path, folders, encoder, "encoder", lambda p: p, "features_")
     config = _config(table_path.parent / "config.yaml")
     table = read_text_table(table_path)
@@ -115,6 +123,18 @@ def load(
     return file_dataset(info, path, records, skip=skip, split_columns=folds, notes=notes)
 
 
+def _folders(path: Path) -> Iterator[Path]:
+    """The folder and those in it, as deep as splits and features may lie; folders of a file a slide are not entered."""
+    waiting = [(path, 0)]
+    while waiting:
+        folder, depth = waiting.pop()
+        yield folder
+        if depth == DEEPEST or folder.name.startswith(LEAVES):
+            continue
+        with os.scandir(folder) as entries:
+            waiting += sorted((Path(e.path), depth + 1) for e in entries if e.is_dir())
+
+
 def _choose(path: Path, found: list[Path], chosen: str, option: str, place: Any, prefix: str = "") -> Path:
     """The only one of some files or folders, or the one whose folder ends with what was chosen."""
     names = {p: str(place(p).relative_to(path)) for p in found}
@@ -126,7 +146,7 @@ def _choose(path: Path, found: list[Path], chosen: str, option: str, place: Any,
         found = fitting
     if not found:
         what = TABLE if option == "task" else "folder features_ENCODER"
-        raise ReadError(f"{path}: has no {what}, here or deeper; put it there as published")
+        raise ReadError(f"{path}: has no {what}, here or a few folders deeper; put it there as published")
     if len(found) > 1:
         raise ReadError(
             f"{path}: has several: {listing(names[p] for p in found)}; choose with --options.{option} "

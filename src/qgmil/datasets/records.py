@@ -18,6 +18,7 @@ from qgmil.bags.readers import (
     feature_suffixes,
     listing,
 )
+from qgmil.bags.readers.siblings import check_inside
 from qgmil.bags.splits import Split, from_column, kfold
 from qgmil.datasets.base import DatasetInfo, NamedDataset
 from qgmil.errors import ConfigError, ManifestError, ReadError
@@ -85,12 +86,14 @@ def feature_file(folder: Path, stem: str) -> Path:
     """The feature file of that name in a folder, whatever its ending; the h5 one where there is none yet.
 
     Raises:
-        ReadError: several.
+        ReadError: several, or a link out of the folder.
     """
     found = [folder / f"{stem}{suffix}" for suffix in sorted(feature_suffixes())]
     found = [p for p in found if p.is_file()]
     if len(found) > 1:
         raise ReadError(f"{folder}: has {listing(p.name for p in found)}, all features of {stem!r}; keep one of them")
+    if found:
+        check_inside(found[0], folder)
     return found[0] if found else folder / f"{stem}.h5"
 
 

@@ -36,7 +36,7 @@ def read_svm(path: Path) -> tuple[np.ndarray, list[str], np.ndarray]:
                 raise ReadError(
                     f"{path}: line {number} is {line[:60].strip()!r}; expected 'instance:bag:label 1:value 2:value ...'"
                 ) from error
-            if any(i < 1 for i, _ in pairs) or not np.isfinite([labels[-1], *(v for _, v in pairs)]).all():
+            if any(not 1 <= i < 2**62 for i, _ in pairs) or not np.isfinite([labels[-1], *(v for _, v in pairs)]).all():
                 raise ReadError(f"{path}: line {number} has an index below 1 or a value that is not finite")
             at += [(len(bags), i - 1) for i, _ in pairs]
             values += [v for _, v in pairs]

@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from qgmil.bags.check import CheckReport
+from qgmil.bags.check.report import CheckReport, bags_of
 from qgmil.bags.problems import Problem
 
 MOST_PROBLEMS = 200
@@ -33,9 +33,9 @@ def check_table(report: CheckReport, title: str, memory: str = "") -> Table:
         "largest value": f"{report.largest:,.4g}",
         "without variance": _dull(report),
         "coordinates": _coordinates(report),
-        "tile size": _counted(report.tile_sizes),
+        "tile size": _counted(report.tile_edges),
         "microns per pixel": _counted(report.mpps),
-        "of the tiles": _counted(report.tile_mpps),
+        "microns per pixel of the tiles": _counted(report.tile_mpps),
         "magnification": _counted(report.magnifications),
         "still being written": f"{len(report.locks):,} file{'s' * (len(report.locks) > 1)}" if report.locks else "",
         "in memory": f"{report.bytes / 1e6:,.1f} MB",
@@ -62,7 +62,7 @@ def problem_table(problems: Sequence[Problem], title: str) -> Table:
 
 
 def _coordinates(report: CheckReport) -> str:
-    units = [f"{UNITS.get(unit, unit)} ({count:,} bags)" for unit, count in report.coord_units.items()]
+    units = [f"{UNITS.get(unit, unit)} ({bags_of(count)})" for unit, count in report.coord_units.items()]
     if len(units) == 1 and report.with_coords == report.readable:
         return next(UNITS.get(unit, unit) for unit in report.coord_units)
     return ", ".join(units) or "none"
@@ -83,4 +83,4 @@ def _counted(counts: Mapping[Any, int]) -> str:
         return next(iter(text.values()))
     often = sorted(counts, key=lambda value: -counts[value])
     more = [f"{len(often) - MOST_VALUES} other values"] if len(often) > MOST_VALUES else []
-    return ", ".join([f"{text[v]} ({counts[v]} bags)" for v in often[:MOST_VALUES]] + more)
+    return ", ".join([f"{text[v]} ({bags_of(counts[v])})" for v in often[:MOST_VALUES]] + more)

@@ -14,9 +14,10 @@ from qgmil.bags.bag import TILE_FACTS, Bag
 from qgmil.bags.check.copies import check_copies
 from qgmil.bags.check.facts import FileFacts, Moments, inspect_file, kind_of, sum_up, task
 from qgmil.bags.check.findings import check_coords, check_features
+from qgmil.bags.check.leaks import Leaks
 from qgmil.bags.check.locks import about_lock, find_locks, on_disk
 from qgmil.bags.check.pool import Lost, Pool, processors
-from qgmil.bags.check.report import CheckReport
+from qgmil.bags.check.report import CheckReport, bags_of
 from qgmil.bags.check.rows import RowIndex
 from qgmil.bags.check.seen import Seen, remember, summarise
 from qgmil.bags.check.sides import check_columns, check_files
@@ -53,9 +54,10 @@ def check_bags(
     """Read everything once and report; options as for `open_bags`.
 
     Kinds of problems: "missing", "locked", "broken", "empty", "nan", "width", "duplicate-id", "bad-id", "label",
-    "unlabelled", "class", "number", "split", and with `isolate` "crash" and "hangs". Kinds of warnings: "identical",
-    "shared" and "common" (instances), "few", "patient", "split", "lock", "constant", "zero", "one-row", "scale",
-    "coords", "unit", "tile-size", "mpp", "magnification", "tiles" (on each other).
+    "unlabelled", "class", "number", "split", "permission", "leak" (a label among the features), and with `isolate`
+    "crash" and "hangs". Kinds of warnings: "identical", "shared" and "common" (instances), "few", "label", "patient",
+    "split", "leak" (a number of the bag), "lock", "constant", "zero", "one-row", "scale", "coords", "unit",
+    "tile-size", "mpp", "magnification", "tiles" (on each other).
 
     Args:
         split_column: columns to train with, which must keep a patient on one side. Other columns that look like a
@@ -113,13 +115,15 @@ class _Ward:
         self.report, self.options, self.pool = report, options, pool
         self.seen: list[Seen] = []
         self.moments: dict[int, Moments] = {}
+        self.leaks: dict[int, Leaks] = {}
         self.index = RowIndex()
 
     def visit(self, items: Sequence[Item]) -> Iterator[Item]:
         """Every item, once it has been looked at."""
         tasks = (
-            task(file, item.bag_id, self.options["format"], self.options["dataset"], self.index.bound)
+            task(file, item.bag_id, **item.reading(**self.options), bound=self.index.bound)
             for item in items
+            if isinstance(item, BagRecord)
             for file in _read_in_child(item)
         )
         answers: Iterator[Answer] = map(inspect_file, tasks) if self.pool is None else self.pool.run(tasks)
@@ -146,6 +150,7 @@ class _Ward:
         self.seen.append(seen)
         total = self.moments.setdefault(seen.width, Moments(seen.width))
         total.add(moments.rows, moments.mean, moments.m2, moments.low, moments.high)
+        self.leaks.setdefault(seen.width, Leaks(seen.width)).add(seen.label, moments)
 
     def _problem(self, bag_id: str, where: str, answer: Answer) -> Problem | None:
         if isinstance(answer, Lost):
@@ -167,7 +172,12 @@ class _Ward:
         summarise(self.report, self.seen)
         _check_widths(self.report, self.seen)
         check_copies(self.report, self.seen, self.index)
-        check_features(self.report, self.seen, self.moments.get(self.report.width or 0))
+        usual = self.report.width or 0
+        check_features(self.report, self.seen, self.moments.get(usual))
+        if usual in self.leaks:
+            problems, warnings = self.leaks[usual].problems()
+            self.report.problems += problems
+            self.report.warnings += warnings
         check_coords(self.report, self.seen)
 
 
@@ -220,18 +230,32 @@ def _count_labels(report: CheckReport, items: tuple[Item, ...], labels: bool) ->
     for name, bags in report.classes.items():
         patients = len({item.group for item in items if item.label == name})
         if patients == 1:
-            message = f"class {name!r} has one patient ({bags} bags): it cannot be both trained and tested on"
+            message = f"class {name!r} has one patient ({bags_of(bags)}): it cannot be both trained and tested on"
             report.problems.append(Problem("class", None, message))
         elif patients < FEW_PATIENTS:
-            message = f"class {name!r} has only {patients} patients ({bags} bags): use at most {patients} folds"
+            message = f"class {name!r} has only {patients} patients ({bags_of(bags)}): use at most {patients} folds"
             report.warnings.append(Problem("few", None, message))
     by_group: dict[str, set[str]] = defaultdict(set)
     for item in items:
         if item.label is not None:
             by_group[item.group].add(item.label)
     if several := [g for g, found in by_group.items() if len(found) > 1]:
-        message = f"{len(several)} patients have bags of several classes: {listing(several)}"
+        have = "1 patient has" if len(several) == 1 else f"{len(several)} patients have"
+        message = f"{have} bags of several classes: {listing(several)}"
         report.warnings.append(Problem("patient", None, message))
+    report.warnings += _alike(report.classes)
+
+
+def _alike(classes: dict[str, int]) -> Iterator[Problem]:
+    """Labels that only capitals and blanks tell apart."""
+    spelled: dict[str, list[str]] = defaultdict(list)
+    for name in classes:
+        spelled["".join(name.split()).casefold()].append(name)
+    for names in spelled.values():
+        if len(names) > 1:
+            each = " and ".join(f"{name!r} ({bags_of(classes[name])})" for name in names)
+            message = f"the labels {each} differ in capitals or blanks alone, and are taken for different classes"
+            yield Problem("label", None, f"{message}; if they are one, write them alike")
 
 
 def _check_widths(report: CheckReport, seen: Sequence[Seen]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qgmil.bags.bag import Bag
 from qgmil.bags.readers import BagFile, EmptyBagError, LockedFileError, MissingFileError, read_bag_file
+from qgmil.bags.readers.base import DeniedFileError
 from qgmil.errors import BagError, ReadError
 
 CHUNK = 2**22  # numbers that are looked at as float32 at a time (16 MB)
@@ -83,6 +84,8 @@ def kind_of(error: ReadError | BagError) -> str:
         return "missing"
     if isinstance(error, LockedFileError):
         return "locked"
+    if isinstance(error, DeniedFileError):
+        return "permission"
     return "broken" if isinstance(error, ReadError) else "nan"
 
 

@@ -9,7 +9,7 @@ from operator import attrgetter
 import numpy as np
 
 from qgmil.bags.check.facts import NARROW, FileFacts, Moments
-from qgmil.bags.check.report import CheckReport
+from qgmil.bags.check.report import CheckReport, bags_of
 from qgmil.bags.check.seen import Seen, by_value, units
 from qgmil.bags.problems import Problem
 from qgmil.bags.readers.base import listing
@@ -56,10 +56,10 @@ def _rows(seen: Sequence[Seen]) -> Iterator[Problem]:
     zero = [(s, sum(f.zero_rows for f in s.files)) for s in seen if s.width >= NARROW]
     if zero := [(s, n) for s, n in zero if n]:
         total = sum(n for _, n in zero)
-        message = f"{total:,} instances of {_bags(len(zero))} are all zeros: {_counts(zero)}"
+        message = f"{total:,} instances of {bags_of(len(zero))} are all zeros: {_counts(zero)}"
         yield Problem("zero", _only(zero), f"{message}; padding, or an encoder that failed: take them out")
     if one := [(s, s.instances) for s in seen if s.one_row]:
-        message = f"{_bags(len(one))} repeat one instance: {_counts(one)}"
+        message = f"{bags_of(len(one))} repeat{'s' * (len(one) == 1)} one instance: {_counts(one)}"
         yield Problem("one-row", _only(one), f"{message}; extract their features again")
 
 
@@ -79,7 +79,7 @@ def _scale(report: CheckReport, seen: Sequence[Seen], moments: Moments | None) -
     if odd := [s for s in wide if not usual / OTHER_SCALE <= s.rms <= usual * OTHER_SCALE]:
         each = listing((f"{s.bag_id} ({s.rms:.3g})" for s in odd), 10)
         message = (
-            f"{_bags(len(odd))} with features of another scale (root mean square; the usual is {usual:.3g}): {each}"
+            f"{bags_of(len(odd))} with features of another scale (root mean square; the usual is {usual:.3g}): {each}"
         )
         yield Problem(
             "scale", odd[0].bag_id if len(odd) == 1 else None, f"{message}; another encoder or normalisation?"
@@ -96,9 +96,8 @@ def check_coords(report: CheckReport, seen: Sequence[Seen]) -> None:
         report.warnings.append(Problem("coords", None, message))
     same = [(s, n) for s in seen if (n := sum(f.same_place for f in s.files))]
     if same:
-        message = (
-            f"{report.same_place:,} instances of {_bags(len(same))} lie on the coordinates of another: {_counts(same)}"
-        )
+        where = f"{report.same_place:,} instances of {bags_of(len(same))}"
+        message = f"{where} lie on the coordinates of another: {_counts(same)}"
         report.warnings.append(Problem("tiles", _only(same), f"{message}; tiles that are there twice count twice"))
 
 
@@ -107,7 +106,7 @@ def _units(seen: Sequence[Seen]) -> Iterator[Problem]:
     if len(found) > 1:
         yield Problem("unit", None, f"the coordinates have different units: {_differing(found)}")
     if "unknown" in found:
-        message = f"the coordinates of {_bags(len(found['unknown']))} have no known unit (pixels of which level?)"
+        message = f"the coordinates of {bags_of(len(found['unknown']))} have no known unit (pixels of which level?)"
         yield Problem("unit", None, f"{message}; overlays refuse them")
 
 
@@ -145,8 +144,8 @@ def _microns(f: FileFacts) -> float | None:
 def _differing(values: dict[str, list[str]]) -> str:
     """Values with their bags, the rarer ones by name."""
     first, *others = sorted(values, key=lambda v: -len(values[v]))
-    rest = (f"{v} ({_bags(len(values[v]))}: {listing(values[v], SHOWN)})" for v in others)
-    return ", ".join([f"{first} ({_bags(len(values[first]))})", *rest])
+    rest = (f"{v} ({bags_of(len(values[v]))}: {listing(values[v], SHOWN)})" for v in others)
+    return ", ".join([f"{first} ({bags_of(len(values[first]))})", *rest])
 
 
 def _counts(found: Sequence[tuple[Seen, int]]) -> str:
@@ -158,10 +157,6 @@ def _counts(found: Sequence[tuple[Seen, int]]) -> str:
 
 def _only(found: Sequence[tuple[Seen, int]]) -> str | None:
     return found[0][0].bag_id if len(found) == 1 else None
-
-
-def _bags(count: int) -> str:
-    return f"{count:,} bag{'s' * (count != 1)}"
 
 
 def _columns(columns: Sequence[int]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from qgmil.bags.check.report import Lock
 from qgmil.bags.manifest import BagRecord
 from qgmil.bags.problems import Problem
-from qgmil.bags.readers import feature_suffixes
+from qgmil.bags.readers import feature_suffixes, split_part
 from qgmil.bags.readers.base import listing
 from qgmil.bags.source import Item
 
@@ -25,8 +25,9 @@ def find_locks(items: Iterable[Item]) -> tuple[list[Lock], Problem | None]:
     (A locked file of the table is a problem of its bag.)
     """
     listed = {on_disk(file) for item in items if isinstance(item, BagRecord) for file in item.files}
-    locks = [lock for folder in sorted({file.parent for file in listed}) for lock in _in_folder(folder)]
-    others = [lock for lock in locks if Path(lock.file) not in listed]
+    cells = {file for file in listed if _is_folder(file)}
+    locks = [lock for folder in sorted({file.parent for file in listed} | cells) for lock in _in_folder(folder)]
+    others = [lock for lock in locks if not _is_read(Path(lock.file), listed, cells)]
     if not others:
         return locks, None
     said = listing(f"{Path(lock.file).name} (for {age(lock.age)})" for lock in others)
@@ -50,7 +51,19 @@ def about_lock(text: str, locks: Sequence[Lock]) -> str:
 
 def on_disk(file: Path) -> Path:
     """The file that a cell of the table means: "all.h5::slide" is a part of all.h5."""
-    return Path(str(file).partition("::")[0])
+    return split_part(file)[0]
+
+
+def _is_folder(file: Path) -> bool:
+    try:
+        return file.is_dir()
+    except (OSError, ValueError):  # said when the bag is read
+        return False
+
+
+def _is_read(file: Path, listed: set[Path], cells: set[Path]) -> bool:
+    """Whether a file is in the table, or is there in a folder of cells that is: then its bag is said to be locked."""
+    return file in listed or (file.parent in cells and file.exists())
 
 
 def age(seconds: float) -> str:

@@ -8,6 +8,11 @@ from typing import Any
 from qgmil.bags.problems import Problem
 
 
+def bags_of(count: int) -> str:
+    """A number of bags in words: "1 bag", "2 bags"."""
+    return f"{count:,} bag{'s' * (count != 1)}"
+
+
 @dataclass(frozen=True)
 class Lock:
     """A ``.lock`` beside a feature file: it is still being written, or its writer died. `age` in seconds."""
@@ -34,6 +39,7 @@ class CheckReport:
         coord_units: bags with coordinates by their unit: "px" (level-0 pixels), "um", "grid" or "unknown".
         tile_sizes, mpps, magnifications, tile_mpps: bags of each, where the files say: edge of a tile in the unit of
             the coordinates, microns per level-0 pixel, magnification, microns per pixel of the tiles.
+        tile_edges: as `tile_sizes`, as text with the unit ("256 µm").
         same_place: instances that lie on the coordinates of another of their file.
         constant: features (columns, from 0) that are the same in every instance; `zero` are those that are always 0.
         near_constant: features that hardly vary.
@@ -63,6 +69,7 @@ class CheckReport:
     mpps: dict[float, int] = field(default_factory=dict)
     magnifications: dict[float, int] = field(default_factory=dict)
     tile_mpps: dict[float, int] = field(default_factory=dict)
+    tile_edges: dict[str, int] = field(default_factory=dict)
     same_place: int = 0
     constant: tuple[int, ...] = ()
     zero: tuple[int, ...] = ()

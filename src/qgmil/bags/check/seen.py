@@ -16,6 +16,7 @@ from qgmil.bags.check.facts import NARROW, FileFacts, Moments
 from qgmil.bags.check.report import CheckReport
 
 T = TypeVar("T", str, float)
+EDGES = {"px": "px", "um": "µm", "grid": "steps of the grid", "unknown": "(unit unknown)"}
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def summarise(report: CheckReport, seen: Sequence[Seen]) -> None:
     report.same_place = sum(f.same_place for f in files)
     report.coord_units = {unit: len(bags) for unit, bags in units(seen).items()}
     report.tile_sizes = _known(seen, "tile_size")
+    report.tile_edges = {edge: len(bags) for edge, bags in by_value(seen, _edge).items()}
     report.mpps = _known(seen, "mpp")
     report.magnifications = _known(seen, "magnification")
     report.tile_mpps = _known(seen, "tile_mpp")
@@ -111,6 +113,14 @@ def by_value(seen: Sequence[Seen], value: Callable[[FileFacts], T | None]) -> di
             if v is not None:
                 found.setdefault(v, []).append(s.bag_id)
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
+def _edge(f: FileFacts) -> str | None:
+    """The edge of a tile with its unit; without coordinates it counts level-0 pixels."""
+    if f.tile_size is None:
+        return None
+    unit = (f.unit or "unknown") if f.has_coords else "px"
+    return f"{f.tile_size:g} {EDGES[unit]}"
 
 
 def _known(seen: Sequence[Seen], name: str) -> dict[float, int]:

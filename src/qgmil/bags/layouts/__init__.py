@@ -34,6 +34,7 @@ def layouts() -> dict[str, Layout]:
                 table=getattr(module, "TABLE", None),
                 per_patient=getattr(module, "PER_PATIENT", False),
                 reader=getattr(module, "READER", None),
+                notes=getattr(module, "notes", None),
             )
     return found
 

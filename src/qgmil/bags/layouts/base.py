@@ -52,7 +52,8 @@ class Layout:
         columns: usual names of columns.
         table: name of a table in the folder that is used where none is given.
         per_patient: bags are those of patients unless the user wants them otherwise.
-        reader: what ``--format`` of the commands that read the bags must be; None where the files are recognised.
+        reader: the reader of its files where they do not say so themselves, so that the manifest has to.
+        notes: what the user should know of features that are there, as sentences.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Layout:
     table: str | None = None
     per_patient: bool = False
     reader: str | None = None
+    notes: Callable[[Tree, Sequence[Found]], list[str]] | None = None
 
 
 def of_files(tree: Tree, files: Sequence[Path]) -> list[Found]:

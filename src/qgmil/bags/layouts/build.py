@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Literal
 
 from qgmil.bags import hints
-from qgmil.bags.layouts import Layout, Tree, find_layout
+from qgmil.bags.layouts import Layout, Tree, advice, find_layout
 from qgmil.bags.layouts.base import Found
 from qgmil.bags.layouts.labels import LabelRow, Labels, Wanted, read_labels, read_patient_labels
-from qgmil.bags.layouts.names import NameIndex, climbs
+from qgmil.bags.layouts.names import NameIndex, climbs, composed
 from qgmil.bags.manifest import BagRecord, Manifest, records_per_patient
 from qgmil.bags.problems import Problem, bad_id, bad_label, raise_problems
+from qgmil.bags.readers import reader_for, readers, split_part
 from qgmil.bags.readers.base import listing
-from qgmil.errors import ConfigError, ManifestError
+from qgmil.errors import ConfigError, ManifestError, QGMILError
 
 BagPer = Literal["patient", "slide"]
 EXAMPLES = 3
@@ -34,8 +34,10 @@ class BuiltManifest:
         columns: the table's columns of ids, labels and patients.
         bag_per: "patient" or "slide".
         left_out: what is not in the manifest, by kind: "no-features" (a label without features), "no-label" (features
-            without a label), "locked" (still being written), "outside" (a link that leads out of the folder); and
-            "label", bags that are in it although the folder's own label is another one than the table's.
+            without a label), "locked" (still being written), "outside" (a link that leads out of the folder),
+            "unreadable" (a folder that cannot be listed); and "label", bags that are in it although the folder's own
+            label is another one than the table's.
+        notes: what the user should know of the features, as sentences.
     """
 
     manifest: Manifest
@@ -44,6 +46,7 @@ class BuiltManifest:
     columns: dict[str, str | None]
     bag_per: BagPer
     left_out: tuple[Problem, ...]
+    notes: tuple[str, ...] = ()
 
 
 def build_manifest(
@@ -85,6 +88,7 @@ def build_manifest(
     tree.check_some()
     layout = find_layout(tree, format)
     found = layout.find(tree)
+    advice.check_features(tree, found)
     wanted = Wanted(bag_id, label, patient_id)
     table = _read_table(tree, layout, found, labels, slides, wanted)
     records, left_out, problems = _join(tree, found, table)
@@ -92,17 +96,22 @@ def build_manifest(
         left_out += [Problem("no-features", n, f"its label {n!r} has no features here") for n in layout.orphans(tree)]
     left_out += [_problem("locked", f, tree, "is still being written (a .lock lies beside it)") for f in tree.locked]
     left_out += [_problem("outside", f, tree, "is a link out of the folder, not followed") for f in tree.outside]
+    left_out += [_problem("unreadable", f, tree, "cannot be opened; check its permissions") for f in tree.unreadable]
+    records = _with_reading(records, layout, format, tree.dataset)
     per: BagPer = bag_per or ("patient" if layout.per_patient else "slide")
     if per == "patient":
         merged, more = records_per_patient(records)
-        records, problems = list(merged), [*problems, *more]
+        records, problems = list(merged), [*problems, *map(_or_by_slide, more)]
     source = tree.root if table is None else table.path
     raise_problems(source, problems)
     if not records:
-        raise ManifestError(_nothing_matches(found, table, tree))
+        raise ManifestError(_nothing_matches(found, table, tree, slides is not None))
+    notes = [] if layout.notes is None else layout.notes(tree, found)
     columns = {} if table is None else table.columns
     manifest = Manifest(tuple(records), source)
-    return BuiltManifest(manifest, layout, None if table is None else table.path, columns, per, tuple(left_out))
+    return BuiltManifest(
+        manifest, layout, None if table is None else table.path, columns, per, tuple(left_out), tuple(notes)
+    )
 
 
 def _read_table(
@@ -119,9 +128,10 @@ def _read_table(
     if labels is None:
         if own and slides is None:
             return None
+        also = "".join(f"; or {text}" for text in advice.without_labels(tree, found, layout))
         raise ManifestError(
             f"{tree.root}: {layout.summary}, which says nothing of labels; give the table of labels with "
-            f"{hints.option('labels', 'labels.csv')}"
+            f"{hints.option('labels', 'labels.csv')}{also}"
         )
     index = _index(found)
 
@@ -162,9 +172,12 @@ def _join(
         if row is not None and one.label is not None and spoken - {None} and record.label != one.label:
             message = f"{row.where}: {one.name!r} is {record.label!r} in the table but {one.label!r} by its folder"
             left_out.append(Problem("label", one.name, message))
-    for name in [name for name, n in Counter(r.bag_id for r in records).items() if n > 1]:
-        cells = [str(r.files[0]) for r in records if r.bag_id == name]
-        problems.append(Problem("duplicate-id", name, f"{listing(cells, 5)} would all be bag {name!r}; rename them"))
+    cells: dict[str, list[str]] = {}
+    for record in records:
+        cells.setdefault(composed(record.bag_id), []).append(str(record.files[0]))
+    for name, same in cells.items():
+        if len(same) > 1:
+            problems.append(Problem("duplicate-id", name, f"{listing(same, 5)} would all be bag {name!r}; rename them"))
     return records, left_out, problems
 
 
@@ -175,7 +188,8 @@ def _claims(
     claims: dict[Found, list[LabelRow]] = {}
     left_out, problems = [], []
     index = _index(found)
-    refused = NameIndex((f.stem, f) for f in (*tree.locked, *tree.outside))
+    locked, outside = (NameIndex((f.stem, f) for f in files) for files in (tree.locked, tree.outside))
+    cases, advised = advice.by_case(found), False
     for row in rows:
         if not row.name or climbs(row.name):
             reason = "it leads out of the folder" if row.name else "it is blank"
@@ -184,16 +198,16 @@ def _claims(
             continue
         hits = index.find(row.name)
         if len(hits) > 1:
-            only = hints.option("pattern", "*" + hits[0].cell.suffix)
-            message = (
-                f"{row.where}: {row.name!r} could be any of {listing((str(f.cell) for f in hits), 5)}; name the folder "
-                f"of one of them, or only those that are meant with {only}"
-            )
+            message = f"{row.where}: {row.name!r} could be any of {listing((str(f.cell) for f in hits), 5)}"
+            if not advised:  # it is the same for all
+                advised = True
+                only = hints.option("pattern", "*" + hits[0].cell.suffix)
+                message += f"; name the folder of one of them, or only those that are meant with {only}"
             problems.append(Problem("ambiguous", row.name, message))
         elif hits:
             claims.setdefault(hits[0], []).append(row)
-        else:
-            why = " that can be used" if refused.find(row.name) else ""
+        elif not outside.find(row.name):  # which are named as such
+            why = " that can be used" if locked.find(row.name) else advice.other_case(cases, row.name)
             left_out.append(Problem("no-features", row.name, f"{row.where}: {row.name!r} has no features here{why}"))
     return claims, left_out, problems
 
@@ -215,15 +229,52 @@ def _record(one: Found, row: LabelRow | None, table: Labels | None) -> BagRecord
 
 
 def _problem(kind: str, file: Path, tree: Tree, what: str) -> Problem:
-    return Problem(kind, file.stem, f"{file.relative_to(tree.root)} {what}")
+    return Problem(kind, file.name if kind == "unreadable" else file.stem, f"{file.relative_to(tree.root)} {what}")
 
 
-def _nothing_matches(found: Sequence[Found], table: Labels | None, tree: Tree) -> str:
+def _or_by_slide(problem: Problem) -> Problem:
+    if problem.kind != "label":
+        return problem
+    how = hints.option("bag_per", "slide")
+    return replace(problem, message=f"{problem.message}; correct the table, or make every slide a bag with {how}")
+
+
+def _with_reading(
+    records: Sequence[BagRecord], layout: Layout, format: str | None, dataset: str | None
+) -> list[BagRecord]:
+    """The records with what reading them needs to know and neither their files nor their cells say."""
+    of_suffix: dict[str, str | None] = {}
+    found = []
+    for record in records:
+        (cell,) = record.files
+        suffix = cell.suffix.lower()
+        if suffix not in of_suffix:
+            of_suffix[suffix] = layout.reader or _reader_to_name(cell, format)
+        said = dataset is None or split_part(cell)[1] is not None
+        reader = of_suffix[suffix]
+        knows = reader is not None and suffix in readers()[reader].suffixes
+        found.append(replace(record, format=reader if knows else None, dataset=None if said else dataset))
+    return found
+
+
+def _reader_to_name(cell: Path, format: str | None) -> str | None:
+    """The format that the user named, if reading knows it and would take the file for one that says nothing."""
+    file, _ = split_part(cell)
+    if format not in readers() or file.is_dir():
+        return None
+    try:
+        reader = reader_for(file)
+    except QGMILError:
+        return format
+    return format if reader.recognises is None and reader.name != format else None
+
+
+def _nothing_matches(found: Sequence[Found], table: Labels | None, tree: Tree, slides: bool) -> str:
     here = listing((f.name for f in found[:EXAMPLES]), EXAMPLES)
     if table is None:
         return f"{tree.root}: no bag has a label"
     there = listing((row.name for row in table.rows[:EXAMPLES]), EXAMPLES)
     return (
         f"{table.path}: column {table.columns['id']!r} ({there}, ...) and the features in {tree.root} ({here}, ...) "
-        f"have no name in common, or none of them has a label; name the column of ids with {hints.option('bag_id')}"
+        f"have no name in common, or none of them has a label; {advice.without_match(tree, found, table, slides)}"
     )

@@ -1,6 +1,7 @@
 """Trees of single cells: ``<class>/<patient>/<cell>``; a bag a patient. SCEMILA adds ``data/`` and metadata.csv.
 
-A patient's folder holds one file a cell (DinoBloom), or one file of all its cells (SCEMILA).
+A patient's folder holds one file a cell (DinoBloom), or one file of all its cells (SCEMILA). The folder is the bag,
+also of a single cell, which keeps its name that way; a file is it only where the user chose files by a pattern.
 """
 
 from __future__ import annotations
@@ -29,10 +30,7 @@ def recognises(tree: Tree) -> bool:
     ``cohort/patient/<slide>.h5`` looks the same by its names: with a table of labels it is a tree of cells only if its
     files hold one instance each, or if SCEMILA's table lies beside it.
     """
-    base = _base(tree)
-    if not tree.files or any(len(f.relative_to(base).parts) != 3 for f in tree.files if f.is_relative_to(base)):
-        return False
-    if any(not f.is_relative_to(base) for f in tree.files):
+    if not tree.files or _strays(tree):
         return False
     names = {p.name for f in tree.files for p in (f.parent, f.parent.parent)}
     if any(n in TAKEN or n.startswith("features_") for n in names):
@@ -46,18 +44,21 @@ def find(tree: Tree) -> list[Found]:
     Raises:
         ManifestError: files that do not lie in <class>/<patient>, or several matrices in a patient's folder.
     """
-    base = _base(tree)
+    if strays := _strays(tree):
+        do, them = ("does", "it") if len(strays) == 1 else ("do", "them")
+        shown = listing((str(f.relative_to(tree.root)) for f in strays), 5)
+        raise ManifestError(
+            f"{tree.root}: {len(strays)} of {len(tree.files)} feature files {do} not lie in <class>/<patient> below "
+            f"{_base(tree)}: {shown}; move {them} away, or choose the others with {hints.option('pattern', '*.h5')}"
+        )
     folders: dict[Path, list[Path]] = {}
     for file in tree.files:
-        where = file.relative_to(base).parts if file.is_relative_to(base) else ()
-        if len(where) != 3:
-            raise ManifestError(f"{file}: does not lie in <class>/<patient> below {base}; move it, or name its folder")
         folders.setdefault(file.parent, []).append(file)
     _check_single(tree, folders)
     return [
         Found(
             f.name,
-            files[0] if len(files) == 1 else f,
+            files[0] if len(files) == 1 and tree.pattern is not None else f,
             f.relative_to(tree.root).as_posix(),
             label=f.parent.name,
             patient=f.name,
@@ -69,7 +70,25 @@ def find(tree: Tree) -> list[Found]:
 def _base(tree: Tree) -> Path:
     """The folder of the classes: SCEMILA has ``data`` around them."""
     inside = [f.relative_to(tree.root).parts for f in tree.files]
-    return tree.root / DATA if inside and all(len(p) == 4 and p[0] == DATA for p in inside) else tree.root
+    return tree.root / DATA if 2 * sum(len(p) == 4 and p[0] == DATA for p in inside) > len(inside) else tree.root
+
+
+def _strays(tree: Tree) -> list[Path]:
+    """The files that lie elsewhere than in <class>/<patient>."""
+    base = _base(tree)
+    return [f for f in tree.files if not f.is_relative_to(base) or len(f.relative_to(base).parts) != 3]
+
+
+def nearly(tree: Tree) -> str:
+    """What to say of a folder that is a tree of cells but for a few files; "" where it is nothing like one."""
+    strays = _strays(tree)
+    if not strays or len(strays) * 10 > len(tree.files):
+        return ""
+    shown = listing((str(f.relative_to(tree.root)) for f in strays), 5)
+    return (
+        f"all but {len(strays)} of its {len(tree.files)} files lie as <class>/<patient>/<cell>, not {shown}: move "
+        + (f"{'it' if len(strays) == 1 else 'them'} away for a tree of cells ({hints.option('format', NAME)})")
+    )
 
 
 def _rows(tree: Tree) -> int | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qgmil.bags.layouts.base import Columns, Found, of_files, only_one
-from qgmil.bags.layouts.tree import Tree
+from qgmil.bags.layouts.tree import TRIED, Tree
+from qgmil.bags.readers import clam
 
 NAME = "clam"
 SUMMARY = "CLAM: h5_files and pt_files"
@@ -28,3 +31,14 @@ def find(tree: Tree) -> list[Found]:
     base = only_one(tree, [f.parent for f in folders], "folders with h5_files or pt_files")
     slides = {f.stem: f for kind in reversed(KINDS) for f in tree.under(base / kind)}
     return of_files(tree, sorted(slides.values(), key=lambda f: f.stem))
+
+
+def notes(tree: Tree, found: Sequence[Found]) -> list[str]:
+    """That the size of the tiles is not known, where CLAM's patches are not where the reader looks."""
+    some = found[:TRIED]
+    if not some or any(clam.has_patches(f.cell) for f in some):
+        return []
+    return [
+        f"no patches/ beside {some[0].cell.parent} ({some[0].name}.h5): the size of the tiles is unknown; put CLAM's "
+        "patches/ into the folder of the features, beside it, or into a folder beside it"
+    ]

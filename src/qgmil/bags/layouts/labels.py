@@ -9,7 +9,8 @@ from pathlib import Path
 
 from qgmil.bags import hints
 from qgmil.bags.layouts.base import Columns
-from qgmil.bags.manifest import is_patient_like, squashed
+from qgmil.bags.layouts.names import composed
+from qgmil.bags.manifest import DATASET_COLUMN, FORMAT_COLUMN, is_patient_like, squashed
 from qgmil.bags.problems import Problem, clean_label, missing_column
 from qgmil.bags.readers.base import listing
 from qgmil.bags.tabular import TextTable, read_text_table
@@ -22,7 +23,8 @@ IDS = (
 LABELS = ("label", "labels", "class", "target", "diagnosis", "outcome", "category", "subtype", "bag_label")
 PATIENTS = ("patient_id", "patient", "case_id", "case", "subject_id", "subject")
 NO_LABEL = re.compile(r"(fold|split|cv|cvfold|kfold)[0-9]*|part|set|subset|partition|path|filepath|features?")
-FIXED = ("bag_id", "patient_id", "label", "features")  # the manifest's own columns
+FIXED = ("bag_id", "patient_id", "label", "features", FORMAT_COLUMN, DATASET_COLUMN)  # the manifest's own columns
+SAMPLE, ENOUGH = 2000, 20  # rows that are tried first, and hits among them that settle it
 
 
 @dataclass(frozen=True)
@@ -112,13 +114,13 @@ def read_patient_labels(
     assert label is not None
     by_patient: dict[str, dict[str, str]] = {}
     for line, cells in table.rows:
-        if cells[patient] in by_patient:
+        if composed(cells[patient]) in by_patient:
             raise ManifestError(f"{path}: {table.word} {line}: patient {cells[patient]!r} is there twice; keep one row")
-        by_patient[cells[patient]] = cells
+        by_patient[composed(cells[patient])] = cells
     rows, seen = [], set()
     for line, cells in files.rows:
-        known = by_patient.get(cells[other], {})
-        seen.add(cells[other])
+        known = by_patient.get(composed(cells[other]), {})
+        seen.add(composed(cells[other]))
         extra = {**known, **cells}
         rows.append(
             LabelRow(
@@ -166,12 +168,14 @@ def _id_column(
     if wanted.id is not None:
         return _named(table, wanted.id, "bag_id")
     columns = [c for c in table.columns if c != taken]
-    hits = {c: sum(matches(cells[c]) for _, cells in table.rows if cells[c]) for c in columns}
     order = [squashed(n) for n in (*usual.id, *IDS, *usual.patient, *PATIENTS)]
     named = sorted((c for c in columns if squashed(c) in order), key=lambda c: order.index(squashed(c)))
+    hits = _hits(table, named, matches)
     if named and (best := max(named, key=lambda c: hits[c])) and hits[best]:
         return best
-    others = [c for c in columns if hits[c] and len({cells[c] for _, cells in table.rows}) == len(table.rows)]
+    unique = [c for c in columns if len({cells[c] for _, cells in table.rows}) == len(table.rows)]
+    hits = _hits(table, unique, matches)
+    others = [c for c in unique if hits[c]]
     top = [c for c in others if hits[c] == max(hits[o] for o in others)]
     if len(top) == 1:
         return top[0]
@@ -182,6 +186,16 @@ def _id_column(
         f"{table.path}: cannot tell which column names the bags, {why}; the columns are {listing(table.columns, 40)}: "
         f"name it with {hints.option('bag_id')}"
     )
+
+
+def _hits(table: TextTable, columns: Sequence[str], matches: Callable[[str], bool]) -> dict[str, int]:
+    """How many cells of each column name features: among some rows of a long table, if that tells, else among all."""
+    some = table.rows[:: max(1, len(table.rows) // SAMPLE)]
+    for rows in (some, table.rows):
+        hits = {c: sum(matches(cells[c]) for _, cells in rows if cells[c]) for c in columns}
+        if len(some) == len(table.rows) or max(hits.values(), default=0) >= ENOUGH:
+            break
+    return hits
 
 
 def _label_column(table: TextTable, usual: Columns, wanted: Wanted, taken: set[str | None], need: bool) -> str | None:

@@ -1,13 +1,14 @@
 """Finding things by the names that tables give them: "slide.svs" in a table is "slide.h5" in a folder.
 
 A name matches as it is written, or without the ending of a slide, image or feature file. It never matches by a prefix:
-``TCGA-A1`` is not ``TCGA-A1.F6E9``.
+``TCGA-A1`` is not ``TCGA-A1.F6E9``. Letters with marks are the same however they are encoded (NFC), for file systems
+and spreadsheets write them differently.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
-from pathlib import PurePosixPath
 from typing import Generic, TypeVar
 
 # Endings that are no part of a name.
@@ -20,9 +21,16 @@ T = TypeVar("T")
 
 def bare(name: str) -> str:
     """A name without the endings of slides, images and feature files; other dots belong to it."""
-    while (suffix := PurePosixPath(name).suffix) and suffix.lower() in ENDINGS:
-        name = name[: -len(suffix)]
-    return name
+    while True:
+        stem, _, ending = name.rpartition(".")
+        if not stem or stem.endswith("/") or f".{ending.lower()}" not in ENDINGS:
+            return name
+        name = stem
+
+
+def composed(name: str) -> str:
+    """A name in the one encoding (NFC) in which names are compared."""
+    return unicodedata.normalize("NFC", name)
 
 
 def climbs(name: str) -> bool:
@@ -37,7 +45,8 @@ class NameIndex(Generic[T]):
     def __init__(self, named: Iterable[tuple[str, T]]) -> None:
         self._exact: dict[str, dict[T, None]] = {}  # ordered sets
         self._loose: dict[str, dict[T, None]] = {}
-        for name, thing in named:
+        for given, thing in named:
+            name = composed(given)
             for names, key in ((self._exact, name), (self._loose, bare(name))):
                 names.setdefault(key, {})[thing] = None
 
@@ -46,7 +55,7 @@ class NameIndex(Generic[T]):
 
         The name as written comes first, then without endings, then without the folders before it.
         """
-        path = name.replace("\\", "/").removeprefix("./")
+        path = composed(name).replace("\\", "/").removeprefix("./")
         for text in dict.fromkeys((path, path.rpartition("/")[2])):
             found = self._exact.get(text) or self._loose.get(bare(text))
             if found:

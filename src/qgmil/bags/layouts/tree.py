@@ -28,7 +28,9 @@ class Tree:
         files: feature files by the readers' endings, finished and of this very folder, in order.
         locked: feature files that are still being written (a ``.lock`` lies beside them).
         outside: links that lead out of the folder, and linked folders: none of them is followed.
+        unreadable: folders below the root that cannot be listed.
         others: number of other files of each ending.
+        pattern: which files the user chose by their names.
         dataset: the bag that is meant inside each h5 file, where the user named it.
         has_table: labels come from a table, so that folders need not be classes.
     """
@@ -37,9 +39,11 @@ class Tree:
     files: tuple[Path, ...]
     locked: tuple[Path, ...] = ()
     outside: tuple[Path, ...] = ()
+    unreadable: tuple[Path, ...] = ()
     others: Counter[str] = field(default_factory=Counter)
     dataset: str | None = None
     has_table: bool = False
+    pattern: str | None = None
 
     @classmethod
     def scan(
@@ -66,11 +70,20 @@ class Tree:
             if not root.is_dir():
                 return cls(root.parent, (root,), dataset=dataset, has_table=has_table)
             found = _Listing(root, feature_suffixes() - TABLE_SUFFIXES, pattern)
-            found.walk(root)
+            found.walk()
         locked = {f for f in found.files if f"{f}{LOCK}" in found.locks}
         files = tuple(sorted(f for f in found.files if f not in locked))
-        left = tuple(sorted(locked)), tuple(sorted(found.outside))
-        return cls(root, files, *left, found.others, dataset, has_table)
+        return cls(
+            root,
+            files,
+            locked=tuple(sorted(locked)),
+            outside=tuple(sorted(found.outside)),
+            unreadable=tuple(sorted(found.unreadable)),
+            others=found.others,
+            dataset=dataset,
+            has_table=has_table,
+            pattern=pattern,
+        )
 
     def inside(self, file: Path) -> str:
         """The name of a file below the root, without its ending."""
@@ -102,31 +115,52 @@ class Tree:
         why = f"it has {images} images, but no features: make features of them first" if images else ""
         if self.locked:
             why = f"all {len(self.locked)} are still being written (a {LOCK} lies beside them)"
+        elif self.outside:
+            raise ManifestError(f"{self.root}: {self.about_links()}")
+        elif self.unreadable:
+            why = f"{self.unreadable[0]} cannot be opened; check its permissions"
         known = ", ".join(sorted(feature_suffixes() - TABLE_SUFFIXES))
         raise ManifestError(f"{self.root}: there are no feature files ({known}){'; ' * bool(why)}{why}")
+
+    def about_links(self) -> str:
+        """That links are not followed, and what to do."""
+        number, first = len(self.outside), self.outside[0].relative_to(self.root)
+        what = "1 link leads" if number == 1 else f"{number:,} links lead"
+        are, they = ("is", "it leads") if number == 1 else ("are", "they lead")
+        return f"{what} out of the folder and {are} not followed (first: {first}); name the folder {they} to"
 
 
 class _Listing:
     """Walks without following a link to a folder, or one out of the root."""
 
     def __init__(self, root: Path, suffixes: frozenset[str], pattern: str | None) -> None:
-        self.real_root, self.suffixes, self.pattern = root.resolve(), suffixes, pattern
+        self.root, self.real_root, self.suffixes, self.pattern = root, root.resolve(), suffixes, pattern
         self.files: list[Path] = []
         self.locks: set[str] = set()
         self.outside: list[Path] = []
+        self.unreadable: list[Path] = []
         self.others: Counter[str] = Counter()
 
-    def walk(self, folder: Path) -> None:
-        waiting = [folder]
+    def walk(self) -> None:
+        """List everything below the root; a folder in it that cannot be listed is remembered."""
+        waiting = [self.root]
         while waiting:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    if entry.name.startswith(".") or entry.name == "__MACOSX":
-                        continue
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(Path(entry.path))
-                    else:
-                        self._file(entry)
+            folder = waiting.pop()
+            try:
+                with os.scandir(folder) as entries:
+                    found = list(entries)
+            except OSError:
+                if folder == self.root:
+                    raise
+                self.unreadable.append(folder)
+                continue
+            for entry in found:
+                if entry.name.startswith(".") or entry.name == "__MACOSX":
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+                else:
+                    self._file(entry)
 
     def _file(self, entry: os.DirEntry[str]) -> None:
         path = Path(entry.path)

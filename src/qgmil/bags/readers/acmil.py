@@ -6,19 +6,20 @@ A cell of a manifest names a slide as ``file.h5::slide``. Coordinates are level-
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import h5py
 
 from qgmil.bags.readers.base import BagFile, as_coords, as_features, listing
 from qgmil.bags.readers.h5 import SUFFIXES as SUFFIXES
-from qgmil.bags.readers.h5 import find, open_h5, own, own_dataset, raw_shape, read_array
+from qgmil.bags.readers.h5 import find, names, open_h5, own, own_dataset, raw_shape, read_array
 from qgmil.bags.readers.h5_attributes import number, text
 from qgmil.errors import ReadError
 
 NAME = "acmil"
-MAX_SLIDES = 1_000_000
+MAX_SLIDES = 100_000
+MAX_OTHERS = 100  # groups that are no slides
+LISTED = 200
 LOOKED_AT = 8  # names at the root, to recognise the layout: all are slides
 
 
@@ -30,6 +31,8 @@ def recognises(path: Path, file: h5py.File | None) -> bool:
 def parts(path: Path) -> dict[str, str | None]:
     """The slides of the file, each with its label as text (None where it has none)."""
     with open_h5(path) as file:
+        if len(file) > MAX_SLIDES:
+            raise ReadError(f"{path}: has {len(file):,} groups, more than any data set has slides; divide the file")
         return {name: _label(path, group) for name, group in _slides(file, MAX_SLIDES)}
 
 
@@ -64,19 +67,24 @@ def shape(path: Path, dataset: str | None = None) -> tuple[int, ...]:
 
 
 def _slides(file: h5py.File, most: int) -> Iterator[tuple[str, h5py.Group]]:
-    for name in islice(file, most):
+    others = 0
+    for name in names(file, most):
         group = own(file, name)
         if isinstance(group, h5py.Group) and own_dataset(group, "feat") is not None:
             yield name, group
+            continue
+        others += 1
+        if others > MAX_OTHERS:
+            return
 
 
 def _choose(path: Path, file: h5py.File, dataset: str | None) -> str:
     if dataset is not None:
         if isinstance(own(file, dataset), h5py.Group):
             return dataset
-        have = [name for name, _ in _slides(file, MAX_SLIDES)]
+        have = [name for name, _ in _slides(file, LISTED)]
         raise ReadError(f"{path}: has no slide {dataset!r}; it has {listing(have)}")
-    have = [name for name, _ in islice(_slides(file, MAX_SLIDES), 21)]
+    have = [name for name, _ in _slides(file, LISTED)]
     if len(have) != 1:
         raise ReadError(
             f"{path}: holds {'several slides' if have else 'no slide'} ({listing(have)}); name one behind the file, as "

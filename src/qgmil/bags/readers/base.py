@@ -22,6 +22,7 @@ from qgmil.errors import BagError, QGMILError, ReadError
 
 MAX_EXPANSION = 500  # real features never compress this well; decompression bombs do
 FREE_BYTES = 64 * 2**20  # below this, no file can hurt: not worth refusing
+MAX_NAME = 200  # characters of a name in a message
 FEATURE_NAMES = ("features", "feats")
 KEPT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -32,6 +33,10 @@ class EmptyBagError(BagError):
 
 class MissingFileError(ReadError):
     """The file is not there."""
+
+
+class DeniedFileError(ReadError):
+    """The file is there, but its permissions do not let it be read."""
 
 
 class LockedFileError(ReadError):
@@ -108,20 +113,29 @@ def check_path(path: Path, *, folders: bool = False) -> None:
         folders: whether a folder will do as well.
 
     Raises:
-        MissingFileError, LockedFileError, ReadError.
+        MissingFileError, LockedFileError, DeniedFileError, ReadError.
     """
     if "\0" in str(path):
         raise ReadError(f"{str(path)!r}: a path cannot contain a zero byte; correct the path")
     try:
-        if not (folders and path.is_dir()):
+        folder = folders and path.is_dir()
+        if not folder:
             _check_regular(path)
+        elif not os.access(path, os.R_OK | os.X_OK):
+            raise _denied(path, "chmod u+rx")
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise MissingFileError(
                 f"{str(path)[:100]}...: no such file, the name is too long; correct the path (several files of one "
                 f"bag are separated by ';'), or {hints.skip('missing')}"
             ) from error
-        raise ReadError(f"{path}: cannot be opened ({error.strerror or error}); check the permissions") from error
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise _denied(path, "chmod u+rx, for every folder on the way") from error
+        raise ReadError(f"{path}: cannot be opened ({error.strerror or error}); check the path") from error
+
+
+def _denied(path: Path, remedy: str) -> DeniedFileError:
+    return DeniedFileError(f"{path}: there is no permission to read it; ask its owner for that ({remedy})")
 
 
 def _check_regular(path: Path) -> None:
@@ -139,6 +153,8 @@ def _check_regular(path: Path) -> None:
         )
     if path.stat().st_size == 0:
         raise ReadError(f"{path}: the file has zero bytes; copy or make it again")
+    if not os.access(path, os.R_OK):
+        raise _denied(path, "chmod u+r")
     if stored := holes(path):
         raise ReadError(f"{path}: {stored}")
 
@@ -307,10 +323,11 @@ def check_zip(path: Path) -> list[zipfile.ZipInfo]:
 
 
 def listing(names: Iterable[str], limit: int = 20) -> str:
-    """Names for a message, cut after `limit`."""
+    """Names for a message, cut after `limit`; a name of a megabyte is no help either."""
     have = [str(n) for n in names]
     more = f" and {len(have) - limit} more" if len(have) > limit else ""
-    return (", ".join(repr(n) for n in have[:limit]) or "none") + more
+    shown = [n if len(n) <= MAX_NAME else f"{n[:MAX_NAME]}..." for n in have[:limit]]
+    return (", ".join(repr(n) for n in shown) or "none") + more
 
 
 def positive(path: Path, name: str, value: float | None) -> float | None:

@@ -65,9 +65,8 @@ def files(path: Path) -> list[Path]:
         raise ReadError(f"{path}: is not a folder; the layout 'cells' is a folder with one feature file a cell")
     with os.scandir(path) as entries:
         found = [e for e in entries if _is_feature_file(e)]
-    links = [e.name for e in found if e.is_symlink()]
     root = path.resolve()
-    if out := [name for name in links if not (path / name).resolve().is_relative_to(root)]:
+    if out := [e.name for e in found if e.is_symlink() and not _stays(path / e.name, root)]:
         raise ReadError(
             f"{path / out[0]}: is a link out of the folder; links to files elsewhere are not followed, copy the file"
         )
@@ -94,7 +93,14 @@ def _one(file: Path, dataset: str | None) -> BagFile:
 
 
 def _is_feature_file(entry: os.DirEntry[str]) -> bool:
-    return Path(entry.name).suffix.lower() in READERS and not entry.name.startswith(".") and not entry.is_dir()
+    return Path(entry.name).suffix.lower() in READERS and not entry.name.startswith(".") and not Path(entry).is_dir()
+
+
+def _stays(link: Path, root: Path) -> bool:
+    try:
+        return link.resolve().is_relative_to(root)
+    except (OSError, RuntimeError):  # a circle of links
+        return False
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:

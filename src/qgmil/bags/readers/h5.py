@@ -13,6 +13,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from h5py import h5o, h5pl
+from h5py._objects import phil
 from torch import Tensor
 
 from qgmil.bags import hints
@@ -22,28 +24,31 @@ from qgmil.bags.readers.base import (
     as_coords,
     as_features,
     as_instance_labels,
-    check_expansion,
     choose,
     guarded,
     listing,
 )
+from qgmil.bags.readers.h5_chunks import check_chunks, read_chunks
+from qgmil.bags.readers.h5_facts import read_facts
+from qgmil.bags.readers.h5_headers import leads_out
 from qgmil.bags.readers.h5_text import read_texts
 from qgmil.errors import ReadError
 
 NAME = "h5"
 SUFFIXES = (".h5", ".hdf5")
 EXTRAS = ("coords", "instance_labels", "instance_ids")
-MAX_OBJECTS = 10_000  # a feature file has a handful
+MAX_OBJECTS = 2_000  # a feature file has a handful
 MAX_SOFT_LINKS = 8
 
 
 def read(path: Path, dataset: str | None = None) -> BagFile:
-    """Read features and what lies beside them; the unit of the coordinates is unknown.
+    """Read features and what lies beside them; the unit of the coordinates is unknown unless it is noted (`h5_facts`).
 
     Without `dataset`: ``features``, else ``feats``, else the only two-dimensional floating-point data set.
     """
     with open_h5(path) as file:
-        features = as_features(path, read_array(path, features_of(path, file, dataset)))
+        stored = features_of(path, file, dataset)
+        features = as_features(path, read_array(path, stored))
         coords = find(path, file, "coords")
         labels, ids = instance_columns(path, file, features.shape[0])
         return BagFile(
@@ -51,6 +56,7 @@ def read(path: Path, dataset: str | None = None) -> BagFile:
             coords=None if coords is None else as_coords(path, read_array(path, coords), features.shape[0]),
             instance_labels=labels,
             instance_ids=ids,
+            **read_facts(path, stored),
         )
 
 
@@ -63,8 +69,25 @@ def shape(path: Path, dataset: str | None = None) -> tuple[int, ...]:
 @contextmanager
 def open_h5(path: Path) -> Iterator[h5py.File]:
     """Open read-only and close always; whatever h5py raises inside becomes a `ReadError` naming the file."""
-    with guarded(path, "HDF5"), h5py.File(path, "r", locking="best-effort") as file:
-        yield file
+    with guarded(path, "HDF5"):
+        with _without_plugins():
+            opened = h5py.File(path, "r", locking="best-effort")
+        with opened as file:
+            yield file
+
+
+@contextmanager
+def _without_plugins() -> Iterator[None]:
+    """Hide the folders of plug-ins: HDF5 loads every library in them when it cannot open a file by itself."""
+    with phil:  # h5py's own lock, so that no other thread misses them meanwhile
+        folders = [h5pl.get(i) for i in range(h5pl.size())]
+        try:
+            for _ in folders:
+                h5pl.remove(0)
+            yield
+        finally:
+            for folder in folders:
+                h5pl.append(folder)
 
 
 def find(path: Path, file: h5py.File, name: str) -> h5py.Dataset | None:
@@ -75,7 +98,7 @@ def find(path: Path, file: h5py.File, name: str) -> h5py.Dataset | None:
     """
     found = _resolve(path, file, file, name, MAX_SOFT_LINKS)
     if found is not None and not isinstance(found, h5py.Dataset):
-        inside = [f"{name}/{n}" for n in found] if isinstance(found, h5py.Group) else []
+        inside = [f"{name}/{n}" for n in names(found, 21)] if isinstance(found, h5py.Group) else []
         raise ReadError(f"{path}: {name!r} is a group, not a data set; it has {listing(inside)}")
     return found
 
@@ -94,6 +117,18 @@ def own_dataset(group: h5py.Group, *names: str) -> h5py.Dataset | None:
     return next((found for name in names if isinstance(found := own(group, name), h5py.Dataset)), None)
 
 
+def names(group: h5py.Group, most: int) -> list[str]:
+    """At most so many of the names in a group, sorted: h5py lists all of them, which may be a million."""
+    found: list[bytes] = []
+
+    def take(name: bytes) -> bool | None:
+        found.append(name)
+        return True if len(found) == most else None
+
+    group.id.links.iterate(take, order=h5py.h5.ITER_NATIVE)
+    return sorted(name.decode("utf-8", "surrogateescape") for name in found)
+
+
 def raw_shape(path: Path, dset: h5py.Dataset) -> tuple[int, ...]:
     """The shape of a data set, once it is believed."""
     check_storage(path, dset)
@@ -108,10 +143,12 @@ def _resolve(
     for part in name.strip("/").split("/"):
         if not isinstance(here, h5py.Group) or not here.id.links.exists(part.encode()):
             return None
-        kind = here.id.links.get_info(part.encode()).type
-        if kind == h5py.h5l.TYPE_HARD:
+        link = here.id.links.get_info(part.encode())  # its address is known without a look at what is there
+        if link.type == h5py.h5l.TYPE_HARD:
+            if leads_out(file, link.u):
+                raise ReadError(f"{path}: {name!r} keeps its data in other files; copy the data into this one")
             here = here[part]
-        elif kind == h5py.h5l.TYPE_SOFT:
+        elif link.type == h5py.h5l.TYPE_SOFT:
             if hops == 0:
                 raise ReadError(f"{path}: {name!r} is a chain or a circle of links; copy the data into its place")
             here = _resolve(path, file, here, here.id.links.get_val(part.encode()).decode(), hops - 1)
@@ -134,28 +171,38 @@ def features_of(path: Path, file: h5py.File, dataset: str | None) -> h5py.Datase
         if found is not None:
             return found
     have = _datasets(path, file)
-    floats = [n for n, d in have.items() if n not in EXTRAS and not _leads_out(d) and d.dtype.kind == "f"]
-    chosen = choose(path, have, dataset, sole=[n for n in floats if len(have[n].shape or ()) == 2])
-    return have[chosen]
+    floats = {n: d for n, d in have.items() if d is not None and n not in EXTRAS and d.dtype.kind == "f"}
+    chosen = have[choose(path, have, dataset, sole=[n for n, d in floats.items() if len(d.shape or ()) == 2])]
+    if chosen is None:
+        raise ReadError(f"{path}: {dataset!r} keeps its data in other files; copy the data into this one")
+    return chosen
 
 
-def _datasets(path: Path, file: h5py.File) -> dict[str, h5py.Dataset]:
-    """Every data set by name. Only hard links are followed, each object once."""
-    found: dict[str, h5py.Dataset] = {}
-    seen = 0
-
-    def visit(name: str, item: object) -> None:
-        nonlocal seen
-        seen += 1
-        if seen > MAX_OBJECTS:
-            raise ReadError(
-                f"{path}: has more than {MAX_OBJECTS:,} objects; name the features with {hints.option('dataset')}"
-            )
-        if isinstance(item, h5py.Dataset):
-            found[name] = item
-
-    file.visititems(visit)
-    return found
+def _datasets(path: Path, file: h5py.File) -> dict[str, h5py.Dataset | None]:
+    """Every data set by name, None for those elsewhere. Only hard links are followed, each object once."""
+    found: dict[str, h5py.Dataset | None] = {}
+    seen = {h5o.get_info(file.id).addr}
+    waiting: list[tuple[str, h5py.Group]] = [("", file)]
+    looked_at = 0
+    while waiting:
+        prefix, group = waiting.pop()
+        for name in names(group, MAX_OBJECTS + 1):
+            looked_at += 1
+            if looked_at > MAX_OBJECTS:
+                raise ReadError(
+                    f"{path}: has more than {MAX_OBJECTS:,} objects; name the features with {hints.option('dataset')}"
+                )
+            raw = name.encode("utf-8", "surrogateescape")
+            link = group.id.links.get_info(raw)
+            if link.type != h5py.h5l.TYPE_HARD or link.u in seen:
+                continue
+            seen.add(link.u)
+            item = None if leads_out(file, link.u) else group[name]
+            if item is None or isinstance(item, h5py.Dataset):
+                found[prefix + name] = item
+            elif isinstance(item, h5py.Group):
+                waiting.append((f"{prefix}{name}/", item))
+    return dict(sorted(found.items()))
 
 
 def instance_columns(path: Path, file: h5py.File, rows: int) -> tuple[Tensor | None, tuple[str, ...] | None]:
@@ -180,6 +227,8 @@ def read_array(path: Path, dset: h5py.Dataset) -> np.ndarray:
         raise ReadError(f"{path}: {dset.name!r} is of type {dset.dtype}; expected numbers")
     if dset.shape is None:
         return np.zeros((0,), dtype=np.float32)
+    if dset.chunks is not None and 0 not in dset.shape:
+        return read_chunks(path, dset)
     array: np.ndarray = dset[()]
     return array
 
@@ -190,33 +239,19 @@ def check_storage(path: Path, dset: h5py.Dataset) -> None:
     Raises:
         ReadError: naming the data set and both sizes.
     """
-    if _leads_out(dset):
+    created = dset.id.get_create_plist()  # what HDF5 itself took the headers for
+    if created.get_layout() == h5py.h5d.VIRTUAL or created.get_external_count() > 0:
         raise ReadError(f"{path}: {dset.name!r} keeps its data in other files; copy the data into this one")
     if dset.shape is None or math.prod(dset.shape) == 0:
         return
     declared = math.prod(dset.shape) * dset.dtype.itemsize
-    size = path.stat().st_size
     what = f"data set {dset.name!r} of shape {dset.shape}"
     if dset.chunks is None:
-        stored = min(dset.id.get_storage_size(), size)
+        stored = min(dset.id.get_storage_size(), path.stat().st_size)
         if declared > stored:
             raise ReadError(
                 f"{path}: {what} declares {declared:,} bytes but {stored:,} are stored; it was never fully written, "
                 "make it again"
             )
         return
-    # The file size first: counting chunks would already walk an index as long as the declared size.
-    check_expansion(path, declared, size, what)
-    check_expansion(path, math.prod(dset.chunks) * dset.dtype.itemsize, size, f"one chunk of {dset.name!r}")
-    expected = math.prod(-(-n // c) for n, c in zip(dset.shape, dset.chunks, strict=True))
-    written = dset.id.get_num_chunks()
-    if written < expected:
-        raise ReadError(
-            f"{path}: {what} has {written:,} of {expected:,} chunks; it was never fully written, make it again"
-        )
-
-
-def _leads_out(dset: h5py.Dataset) -> bool:
-    """External storage or a virtual data set. Looked up before the shape, which a virtual one reads elsewhere."""
-    creation = dset.id.get_create_plist()
-    return bool(creation.get_layout() == h5py.h5d.VIRTUAL or creation.get_external_count() > 0)
+    check_chunks(path, dset, declared, what)

@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import h5py
 import numpy as np
 
+from qgmil.bags.readers.h5_headers import ATTRIBUTE, SHARED, messages
 from qgmil.bags.readers.h5_text import ELEMENT, Heaps
 from qgmil.errors import ReadError
 
 MAX_TEXT = 64 * 2**10  # no name of a unit, a kind or a class is longer
-MAX_HEADER = 2**20
-MAX_CHUNKS = 64  # of one object's headers
-ATTRIBUTE, CONTINUATION = 0x0C, 0x10  # kinds of messages in an object's header
-SHARED = 0x02  # the message lies elsewhere
 SIZES = struct.Struct("<HHH")  # of an attribute's name, type and shape
-BLOCK = struct.Struct("<QQ")  # address and length of a continuation
 
 
 def number(path: Path, owner: h5py.Group | h5py.Dataset, name: str) -> float | None:
@@ -57,15 +51,15 @@ def text(path: Path, owner: h5py.Group | h5py.Dataset, name: str) -> str | None:
     if name not in owner.attrs:
         return None
     attribute = owner.attrs.get_id(name)
-    kind = attribute.get_type()
-    if kind.get_class() != h5py.h5t.STRING or math.prod(attribute.shape) != 1:
+    stored = attribute.get_type()
+    if stored.get_class() != h5py.h5t.STRING or math.prod(attribute.shape) != 1:
         return None
-    if not kind.is_variable_str():
-        return _fixed(owner, name) if kind.get_size() <= MAX_TEXT else None
+    if not stored.is_variable_str():
+        return _fixed(owner, name) if stored.get_size() <= MAX_TEXT else None
     base = owner.file.userblock_size
     with path.open("rb") as handle:
-        for message in _messages(handle, base, h5py.h5o.get_info(owner.id).addr):
-            element = _element(message, name.encode())
+        for kind, flags, message in messages(handle, base, h5py.h5o.get_info(owner.id).addr):
+            element = None if kind != ATTRIBUTE or flags & SHARED else _element(message, name.encode())
             if element is not None:
                 return Heaps(path, handle, base).text(*element)
     return None  # many attributes lie in a structure of their own, which is not parsed
@@ -81,38 +75,6 @@ def _fixed(owner: h5py.Group | h5py.Dataset, name: str) -> str:
     return value if isinstance(value, str) else bytes(value).rstrip(b"\0").decode()
 
 
-def _messages(handle: IO[bytes], base: int, address: int) -> Iterator[bytes]:
-    """The attribute messages of an object whose headers start at `address`."""
-    head = _read(handle, base + address, 64)
-    modern = head[:4] == b"OHDR"
-    if modern:
-        flags = head[5]
-        at = 6 + 16 * bool(flags & 0x20) + 4 * bool(flags & 0x10)
-        width = 1 << (flags & 3)
-        size, start = int.from_bytes(head[at : at + width], "little"), address + at + width
-        prefix = struct.Struct("<BHBxx" if flags & 0x04 else "<BHB")
-    else:
-        size, start = int.from_bytes(head[8:12], "little"), address + 16
-        prefix = struct.Struct("<HHB3x")
-    blocks = [(start, size)]
-    for done in range(MAX_CHUNKS):
-        if done == len(blocks):
-            return
-        block = _read(handle, base + blocks[done][0], min(blocks[done][1], MAX_HEADER))
-        at = 0
-        while at + prefix.size <= len(block):
-            kind, length, flags = prefix.unpack_from(block, at)
-            at += prefix.size
-            body = block[at : at + length]
-            at += length
-            if kind == CONTINUATION and len(body) >= BLOCK.size:
-                where, total = BLOCK.unpack_from(body)
-                # Newer ones carry a signature in front and a checksum behind.
-                blocks.append((where + 4, max(total - 8, 0)) if modern else (where, total))
-            elif kind == ATTRIBUTE and not flags & SHARED:
-                yield body
-
-
 def _element(message: bytes, name: bytes) -> tuple[int, int, int] | None:
     """Length, heap and index of the text that an attribute message of this name holds."""
     if len(message) < 2 + SIZES.size or message[0] not in (1, 2, 3) or (message[0] > 1 and message[1]):
@@ -126,8 +88,3 @@ def _element(message: bytes, name: bytes) -> tuple[int, int, int] | None:
         return None
     length, address, index = ELEMENT.unpack_from(message, at)
     return length, address, index
-
-
-def _read(handle: IO[bytes], offset: int, size: int) -> bytes:
-    handle.seek(min(offset, 2**62))
-    return handle.read(size)

@@ -12,6 +12,7 @@ from typing import IO
 
 import h5py
 
+from qgmil.bags.readers.h5_chunks import read_chunks
 from qgmil.errors import ReadError
 
 ELEMENT = struct.Struct("<IQI")  # length, address of the heap, index in it
@@ -29,7 +30,8 @@ def read_texts(path: Path, dset: h5py.Dataset, rows: int) -> tuple[str, ...]:
     if kind is None or dset.shape != (rows,):
         raise ReadError(f"{path}: {dset.name!r} is {dset.dtype} of shape {dset.shape}; expected {rows} texts")
     if kind.length is not None:
-        return tuple(bytes(t).decode() for t in dset[()])
+        texts = dset[()] if dset.chunks is None or rows == 0 else read_chunks(path, dset)
+        return tuple(bytes(t).decode() for t in texts)
     offset = dset.id.get_offset()
     if offset is None or dset.id.get_storage_size() != rows * ELEMENT.size:
         raise ReadError(
@@ -66,7 +68,7 @@ class Heaps:
         header = self.handle.read(HEAP.size)
         signature, version, size = HEAP.unpack(header) if len(header) == HEAP.size else (b"", 0, 0)
         self.left -= size
-        if signature != b"GCOL" or version != 1 or self.left < 0:
+        if signature != b"GCOL" or version != 1 or size < HEAP.size or self.left < 0:
             raise ReadError(f"{self.path}: the texts of the file are broken; copy or make it again")
         body = self.handle.read(size - HEAP.size)
         objects: dict[int, bytes] = {}

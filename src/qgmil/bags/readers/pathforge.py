@@ -9,7 +9,6 @@ then unknown.
 from __future__ import annotations
 
 import re
-from itertools import islice
 from pathlib import Path
 
 import h5py
@@ -17,7 +16,7 @@ import numpy as np
 
 from qgmil.bags import hints
 from qgmil.bags.readers.base import BagFile, as_coords, as_features, listing, positive
-from qgmil.bags.readers.h5 import MAX_OBJECTS, find, open_h5, own, own_dataset, raw_shape, read_array
+from qgmil.bags.readers.h5 import MAX_OBJECTS, find, names, open_h5, own, own_dataset, raw_shape, read_array
 from qgmil.bags.readers.h5 import SUFFIXES as SUFFIXES
 from qgmil.errors import ReadError
 
@@ -85,7 +84,7 @@ def _tilings(file: h5py.File) -> list[str]:
     group = own(file, "bags")
     if not isinstance(group, h5py.Group):
         return []
-    return [name for name in islice(group, MAX_OBJECTS) if TILING.fullmatch(name)]
+    return [name for name in names(group, MAX_OBJECTS) if TILING.fullmatch(name)]
 
 
 def _bags(file: h5py.File) -> list[str]:
@@ -93,7 +92,7 @@ def _bags(file: h5py.File) -> list[str]:
     for tiling in _tilings(file):
         group = own(file, f"bags/{tiling}/features")
         if isinstance(group, h5py.Group):
-            found += [f"{tiling}/{name}" for name in islice(group, MAX_OBJECTS)]
+            found += [f"{tiling}/{name}" for name in names(group, MAX_OBJECTS)]
     return found
 
 

@@ -16,6 +16,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+
 from qgmil.errors import ReadError
 
 ZIP = b"PK\x03\x04"  # what PyTorch goes by
@@ -36,9 +38,6 @@ OTHERS = frozenset(
         "torch._utils._rebuild_parameter_with_state", "_codecs.encode",
     }
 )  # fmt: skip
-DTYPES = frozenset(
-    "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 uint16 uint32 uint64 bool complex64 complex128".split()
-)
 INTEGERS = frozenset({"BININT", "BININT1", "BININT2", "LONG1"})
 TEXTS = frozenset({"BINUNICODE", "SHORT_BINSTRING"})
 CONSTANTS = frozenset({"NONE", "NEWTRUE", "NEWFALSE", "BINFLOAT", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"})
@@ -174,7 +173,8 @@ class _Reading:
         module, _, last = name.rpartition(".")
         storage = last in ITEM_BYTES and module in ("torch", "torch.storage", "torch.cuda")
         tensor = last in TENSORS and module == "torch._utils"
-        if not (storage or tensor or name in OTHERS or (last in DTYPES and module == "torch")):
+        dtype = module == "torch" and isinstance(getattr(torch, last, None), torch.dtype)
+        if not (storage or tensor or dtype or name in OTHERS):
             raise python_objects(self.path)
         return last if storage or tensor else name
 
@@ -184,18 +184,21 @@ class _Reading:
         declared = count.value * ITEM_BYTES[kind.kind]
         name = str(key.value)
         self.storages[name] = max(declared, self.storages.get(name, 0))
-        return _Item("storage", count.value)
+        return _Item("storage", (declared, ITEM_BYTES[kind.kind]))
 
     def _made(self, kind: str, arguments: _Item) -> _Item:
         if kind in TENSORS:
             storage, offset, sizes, strides = arguments.value[:4]
             shape = [item.value for item in sizes.value]
             steps = [item.value for item in strides.value]
+            stored, item = storage.value
+            if kind == "_rebuild_tensor_v3":
+                item = getattr(torch, arguments.value[6].kind.removeprefix("torch.")).itemsize
             last = offset.value + sum((n - 1) * s for n, s in zip(shape, steps, strict=True))
-            if storage.kind != "storage" or (min(shape, default=1) > 0 and last >= storage.value):
+            if storage.kind != "storage" or (min(shape, default=1) > 0 and (last + 1) * item > stored):
                 raise ReadError(
-                    f"{self.path}: a tensor of shape {tuple(shape)} declares more than the {storage.value} elements "
-                    "that are stored; the file is broken or hostile, make it again"
+                    f"{self.path}: a tensor of shape {tuple(shape)} declares more than the {stored:,} bytes of its "
+                    "storage; the file is broken or hostile, make it again"
                 )
         elif kind in ("value", "storage", "tuple"):
             raise python_objects(self.path)

@@ -26,12 +26,21 @@ def beside(path: Path, places: Iterable[Place], name: str) -> Path | None:
     if found is None:
         return None
     base, file = found
-    if not file.resolve().is_relative_to(base.resolve()):
+    check_inside(file, base)
+    check_path(file)
+    return file
+
+
+def check_inside(file: Path, base: Path) -> None:
+    """Raise `ReadError` for what is a link (or lies behind one) that leads out of a folder, or nowhere."""
+    try:
+        inside = file.resolve().is_relative_to(base.resolve())
+    except (OSError, RuntimeError):  # a circle of links
+        inside = False
+    if not inside:
         raise ReadError(
             f"{file}: is a link out of {base}; links to files elsewhere are not followed, copy the file into its place"
         )
-    check_path(file)
-    return file
 
 
 def is_beside(path: Path, places: Iterable[Place], name: str) -> bool:

@@ -27,10 +27,10 @@ def recognises(path: Path, file: h5py.File | None) -> bool:
     if file is None or own_dataset(file, *FEATURES) is None:
         return False
     coords = own_dataset(file, "coords")
-    if coords is not None and {"patch_size", "patch_size_level0"} & set(coords.attrs):
+    if coords is not None and ("patch_size" in coords.attrs or "patch_size_level0" in coords.attrs):
         return False
-    attributes = set(file.attrs)
-    signed = bool({"tile_size_um", "feat_type"} & attributes) or {"unit", "tile_size"} <= attributes
+    has = file.attrs.__contains__
+    signed = has("tile_size_um") or has("feat_type") or (has("unit") and has("tile_size"))
     return signed or own_dataset(file, "patch_embeddings") is not None
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qgmil.bags.readers import h5, npy
 from qgmil.bags.readers.base import BagFile, as_coords, as_features, as_instance_labels, guarded
-from qgmil.bags.readers.h5 import MAX_OBJECTS, features_of, open_h5, own_dataset, read_array
+from qgmil.bags.readers.h5 import MAX_OBJECTS, features_of, names, open_h5, own_dataset, read_array
 from qgmil.bags.readers.siblings import Place, beside, is_beside
 from qgmil.errors import ReadError
 
@@ -109,7 +109,7 @@ def _only(path: Path) -> np.ndarray:
     if path.suffix.lower() in npy.SUFFIXES:
         return npy.read_array(path)
     with open_h5(path) as file:
-        names = [name for name, _ in zip(file, range(MAX_OBJECTS), strict=False) if own_dataset(file, name) is not None]
-        if len(names) != 1:
-            raise ReadError(f"{path}: has {len(names)} data sets; expected one")
-        return read_array(path, file[names[0]])
+        found = [name for name in names(file, MAX_OBJECTS) if own_dataset(file, name) is not None]
+        if len(found) != 1:
+            raise ReadError(f"{path}: has {len(found)} data sets; expected one")
+        return read_array(path, file[found[0]])

@@ -7,6 +7,7 @@ from pathlib import Path
 import h5py
 
 from qgmil.bags import hints
+from qgmil.bags.readers import stamp
 from qgmil.bags.readers.base import BagFile, as_coords, as_features, positive
 from qgmil.bags.readers.h5 import SUFFIXES as SUFFIXES
 from qgmil.bags.readers.h5 import features_of, find, instance_columns, open_h5, own_dataset, read_array
@@ -15,6 +16,8 @@ from qgmil.bags.readers.h5_attributes import number
 from qgmil.errors import ReadError
 
 NAME = "trident"
+TILED = ("patch_size", "patch_size_level0")
+STAMPED = ("tile_size_um", "unit")  # of the file
 
 
 def recognises(path: Path, file: h5py.File | None) -> bool:
@@ -22,14 +25,15 @@ def recognises(path: Path, file: h5py.File | None) -> bool:
     coords = None if file is None else own_dataset(file, "coords")
     if coords is None:
         return False
-    return "patch_size_level0" in coords.attrs or {"patch_size", "target_magnification"} <= set(coords.attrs)
+    has = coords.attrs.__contains__
+    return has("patch_size_level0") or (has("patch_size") and has("target_magnification"))
 
 
 def read(path: Path, dataset: str | None = None) -> BagFile:
     """Read features and coordinates, with the tile size in level-0 pixels where the file knows it.
 
     Raises:
-        ReadError: no coordinates, or attributes that are not numbers.
+        ReadError: no coordinates, attributes that are not numbers, or the signs of a layout with other coordinates.
     """
     with open_h5(path) as file:
         features = as_features(path, read_array(path, features_of(path, file, dataset)))
@@ -42,13 +46,37 @@ def read(path: Path, dataset: str | None = None) -> BagFile:
         return BagFile(
             features,
             coords=as_coords(path, read_array(path, coords), features.shape[0]),
-            coord_unit="px",
-            tile_size=positive(path, "patch_size_level0", _tile_size(path, coords)),
+            coord_unit=unit(path, file, coords),
+            tile_size=tile_size(path, coords),
             mpp=positive(path, "mpp", number(path, coords, "level0_mpp") or number(path, coords, "mpp")),
             magnification=positive(path, "target_magnification", number(path, coords, "target_magnification")),
             instance_labels=labels,
             instance_ids=ids,
         )
+
+
+def unit(path: Path, file: h5py.File, coords: h5py.Dataset) -> str | None:
+    """ "px" for the coordinates of a file that is said to be of a layout which counts level-0 pixels.
+
+    None where it does not look like it: fractions, or another name for the features.
+
+    Raises:
+        ReadError: the file bears the signs of STAMP, whose coordinates are microns.
+    """
+    if any(name in coords.attrs for name in TILED):
+        return "px"
+    if stamp.recognises(path, file) or any(name in file.attrs for name in STAMPED):
+        raise ReadError(
+            f"{path}: looks like a file of STAMP, whose coordinates are not level-0 pixels; say "
+            f"{hints.option('format', stamp.NAME)}, or leave the format out"
+        )
+    odd = coords.dtype.kind == "f" or own_dataset(file, *stamp.FEATURES) is not None
+    return None if odd else "px"
+
+
+def tile_size(path: Path, coords: h5py.Dataset) -> float | None:
+    """Edge of a tile in level-0 pixels, where the attributes of the coordinates tell it."""
+    return positive(path, "patch_size_level0", _tile_size(path, coords))
 
 
 def _tile_size(path: Path, coords: h5py.Dataset) -> float | None:
