@@ -120,6 +120,9 @@ class FitConfig(_Section):
     compile: Literal["no", "default", "reduce-overhead"] = Field(
         "no", description="torch.compile of the parts that work row by row. reduce-overhead: CUDA graphs."
     )
+    memory_check: bool = Field(
+        True, description="Refuse to train where the largest batch would not fit into memory, instead of trying it."
+    )
     workers: int = Field(0, ge=0, description="Processes that read bags. 0: read in this one.")
     in_memory: Literal["auto", "yes", "no"] = Field("auto", description="Keep bags in memory (auto: under 2 GB).")
     checkpoint_seconds: float = Field(60.0, ge=0, description="Save for --resume at most this often.")

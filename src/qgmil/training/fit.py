@@ -20,6 +20,7 @@ from qgmil.bags.dataset import BagDataset
 from qgmil.errors import BagError, ConfigError
 from qgmil.models.base import Aggregator, ClosedForm
 from qgmil.models.registry import create_model
+from qgmil.planning.guard import check_memory, explained_memory_errors
 from qgmil.training.callbacks import AtomicCheckpointIO, EpochHook, LaterStopping, Recorder
 from qgmil.training.config import TrainConfig
 from qgmil.training.device import choose_device, choose_precision
@@ -78,13 +79,16 @@ def fit_model(
         on_epoch: told of each finished epoch.
 
     Raises:
-        ConfigError: one class only, or a monitor that is undefined on the validation bags.
+        ConfigError: one class only, a monitor that is undefined on the validation bags, or bags that do not fit into
+            memory.
         Interrupted: Ctrl-C.
     """
     started = time.perf_counter()
     check_classes(train.bag_ids, train.labels, None if val is None else val.labels, classes, config)
     torch.manual_seed(seed)
     model = build_model(config, train.width, len(classes))
+    if config.memory_check and not isinstance(model, ClosedForm):
+        _check_memory(model, train, val, config)
     if model.standardize is not None:
         fit_standardizer(model.standardize, train, seed=seed)
     weights = None
@@ -125,6 +129,20 @@ def build_model(config: TrainConfig, in_dim: int, num_classes: int) -> Aggregato
     return model
 
 
+def _check_memory(model: Aggregator, train: BagDataset, val: BagDataset | None, config: TrainConfig) -> None:
+    device = choose_device(config.device)
+    check_memory(
+        model,
+        train,
+        val,
+        batch_size=config.batch_size,
+        sample=config.sample,
+        eval_sample=config.eval_sample,
+        precision=choose_precision(config.precision, device),
+        device=device,
+    )
+
+
 def _run(module: MILModule, recorder: Recorder, train: BagDataset, val: BagDataset | None, resume: bool) -> None:
     config, classes = module.config, module.classes
     device = choose_device(config.device)
@@ -135,7 +153,7 @@ def _run(module: MILModule, recorder: Recorder, train: BagDataset, val: BagDatas
     deterministic = torch.are_deterministic_algorithms_enabled()  # before the trainer switches it on for CUDA
     trainer = _trainer(recorder, val is not None, device, config)
     try:
-        with quiet_lightning():
+        with quiet_lightning(), explained_memory_errors(lambda: module.batch, training=True):
             trainer.fit(module, batches, val_batches, ckpt_path=None if checkpoint is None else str(checkpoint))
     except (SystemExit, KeyboardInterrupt):  # Lightning turns the first Ctrl-C into an orderly exit
         if recorder.best:

@@ -50,6 +50,7 @@ class MILModule(pl.LightningModule):
         self._train: list[tuple[Tensor, int]] = []
         self._val: list[tuple[Tensor, Tensor, Tensor]] = []
         self.scores: dict[str, float | None] = {}
+        self.batch: PackedBags | None = None  # that is worked on: running out of memory names it
 
     def forward(self, bags: PackedBags) -> BagOutput:
         return self.model(bags)
@@ -57,7 +58,15 @@ class MILModule(pl.LightningModule):
     def transfer_batch_to_device(
         self, batch: PackedBags | QGMILError, device: torch.device, dataloader_idx: int
     ) -> PackedBags:
-        return raise_errors(batch).to(device, non_blocking=True)
+        self.batch = raise_errors(batch)
+        self.batch = self.batch.to(device, non_blocking=True)
+        return self.batch
+
+    def on_train_batch_end(self, outputs: Any, batch: PackedBags, batch_idx: int) -> None:
+        self.batch = None
+
+    def on_validation_batch_end(self, outputs: Any, batch: PackedBags, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.batch = None
 
     def on_train_epoch_start(self) -> None:
         torch.manual_seed(epoch_seed(self.seed, self.current_epoch))

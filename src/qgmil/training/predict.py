@@ -15,6 +15,7 @@ from qgmil.bags.dataset import BagDataset
 from qgmil.evaluation.calibration import apply_temperature, expand_binary
 from qgmil.models.base import Aggregator
 from qgmil.models.output import BagOutput
+from qgmil.planning.guard import explained_memory_errors
 from qgmil.training.device import autocast, choose_device, choose_precision
 from qgmil.training.sampler import eval_loader, raise_errors
 
@@ -66,6 +67,7 @@ def predict_all(
 
     Raises:
         BagError: a bag that a model cannot take, by name.
+        ConfigError: memory ran out; the bags and their sizes are named.
     """
     device = choose_device(device)
     models = [model.eval().to(device) for model in models]
@@ -79,7 +81,9 @@ def predict_all(
         for batch in batches:
             packed = raise_errors(batch).to(device, non_blocking=True)
             for model, into in zip(models, gathered, strict=True):
-                with autocast(precision, device):  # only here: packing float16 features fails under CPU autocast
+                explained = explained_memory_errors(packed, training=False)
+                # autocast only here: packing float16 features fails under that of CPUs
+                with explained, autocast(precision, device):
                     into.add(packed, model(packed, return_attention=attention))
                 done += len(packed)
                 if on_bags is not None:
