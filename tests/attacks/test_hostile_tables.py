@@ -13,9 +13,11 @@ import pytest
 
 from qgmil.bags.check import check_bags
 from qgmil.bags.dataset import BagDataset, open_bags
+from qgmil.bags.layouts.build import build_manifest
 from qgmil.bags.manifest import BagRecord, Manifest
 from qgmil.bags.readers import MissingFileError, read_bag_file
 from qgmil.errors import ManifestError, ReadError
+from qgmil.files import write_csv
 
 CLIMBING = (
     "../../etc/passwd",
@@ -128,5 +130,21 @@ def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, m
         with pytest.raises(ManifestError, match=rf"{name}: cannot be opened \(Permission denied\); check"):
             open_bags(tmp_path / name)
     if method == "stat":
-        with pytest.raises(ReadError, match=r"a\.npy: cannot be opened \(Permission denied\); check"):
+        with pytest.raises(ReadError, match=r"a\.npy: there is no permission to read it"):
             read_bag_file(tmp_path / "a.npy")
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    """A file system takes any bytes for a name; tables and reports do not."""
+    odd = tmp_path / os.fsdecode(b"\xff")
+    try:
+        odd.mkdir()
+    except OSError:
+        pytest.skip("this file system takes only text for names")
+    np.save(odd / "a.npy", np.ones((2, 2), np.float32))
+    (tmp_path / "labels.csv").write_text("slide,label\na,x\n")
+    built = build_manifest(odd, tmp_path / "labels.csv")
+    with pytest.raises(ManifestError, match=r"udcff/a\.npy': a name that is no UTF-8 text cannot be written"):
+        built.manifest.to_csv(tmp_path / "bags.csv")
+    write_csv(tmp_path / "left_out.csv", [{"file": str(odd)}])
+    assert r"\udcff" in (tmp_path / "left_out.csv").read_text(encoding="utf-8")
