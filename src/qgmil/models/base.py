@@ -45,6 +45,13 @@ class Aggregator(nn.Module, ABC):
     derived_options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     #: False where the original depends on the order of instances (TransMIL).
     permutation_invariant: ClassVar[bool] = True
+    #: Values of options that take all chance out of training; those that a model does not have are ignored.
+    noiseless: ClassVar[Mapping[str, Any]] = {"dropout": 0.0, "attention_dropout": 0.0}
+    #: Ends of the names of weights that the mathematics leaves without a gradient: a constant added to all scores of
+    #: a softmax, or to all keys, changes nothing.
+    without_gradient: ClassVar[tuple[str, ...]] = ("attention_weights.bias", "k_proj.bias")
+    #: The recipe of the method's original training, as fields of `qgmil.training.config.TrainConfig`.
+    published_recipe: ClassVar[Mapping[str, Any]] = {}
     #: Whether `return_attention=True` can give instance weights. An instance may override it.
     has_attention: bool = True
 
