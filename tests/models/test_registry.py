@@ -103,6 +103,8 @@ def test_options_out_of_range_are_errors_that_name_them(name: str, options: dict
 @pytest.mark.parametrize("labels", [torch.tensor([0, 1, 1]), torch.tensor([0.0, 1.0, 1.0])], ids=["long", "float"])
 def test_one_logit_means_binary_cross_entropy(name: str, labels: torch.Tensor) -> None:
     model = small_model(name, num_classes=1)
+    if type(model).loss is not Aggregator.loss:
+        pytest.skip("this aggregator has a loss of its own, with its own tests")
     output = model(features(3, 5, D))
     assert output.logits.shape == (3, 1)
     expected = 0.0
@@ -115,6 +117,8 @@ def test_one_logit_means_binary_cross_entropy(name: str, labels: torch.Tensor) -
 @every_model
 def test_several_logits_mean_cross_entropy(name: str) -> None:
     model = small_model(name, num_classes=4)
+    if type(model).loss is not Aggregator.loss:
+        pytest.skip("this aggregator has a loss of its own, with its own tests")
     output, labels = model(features(3, 5, D)), torch.tensor([3, 0, 2])
     expected = 0.0
     for row, y in zip(output.logits.double().tolist(), labels.tolist(), strict=True):
@@ -144,9 +148,8 @@ def same(a: Aggregator, b: Aggregator) -> None:
     assert one.attention is None or torch.equal(one.attention, other.attention)
 
 
-@every_model
-def test_save_and_load(name: str, tmp_path: Path) -> None:
-    model = small_model(name)
+def test_save_and_load_write_two_files(tmp_path: Path) -> None:
+    model = small_model("abmil")
     qgmil.save_model(model, tmp_path / "new" / "folder")
     loaded = qgmil.load_model(tmp_path / "new" / "folder")
     assert not loaded.training

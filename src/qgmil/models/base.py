@@ -54,6 +54,8 @@ class Aggregator(nn.Module, ABC):
     published_recipe: ClassVar[Mapping[str, Any]] = {}
     #: Whether `return_attention=True` can give instance weights. An instance may override it.
     has_attention: bool = True
+    #: A yardstick that every table shows (a probe, the bag's size, the class frequencies), not a contender.
+    is_control: ClassVar[bool] = False
 
     def __init__(self, in_dim: int, num_classes: int) -> None:
         super().__init__()
@@ -116,14 +118,7 @@ class Aggregator(nn.Module, ABC):
                 bags, not over weights, so that they also count in batches of one bag.
             label_smoothing: share of the target spread over all classes.
         """
-        logits = output.logits.float() if output.logits.dtype in (torch.float16, torch.bfloat16) else output.logits
-        if self.num_classes == 1:  # one logit z is the two logits [0, z]
-            logits = F.pad(logits, (1, 0))
-        weights = None if class_weights is None else class_weights.to(logits)
-        losses = F.cross_entropy(
-            logits, labels.long(), weight=weights, label_smoothing=label_smoothing, reduction="none"
-        )
-        return losses.mean()
+        return bag_losses(output.logits, labels, class_weights=class_weights, label_smoothing=label_smoothing).mean()
 
     def compile_parts(self, mode: str = "default", **options: Any) -> None:
         """Compile (`torch.compile`) what works row by row, for any number of rows: no bag size compiles it anew.
@@ -169,6 +164,17 @@ class Aggregator(nn.Module, ABC):
             ConfigError: there is no release with this arrangement of weights.
         """
         raise ConfigError(f"{type(self).__name__} has no release to export to")
+
+
+def bag_losses(
+    logits: Tensor, labels: Tensor, *, class_weights: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Cross-entropy of each bag ``(B,)`` from logits ``(B, C)``, as `Aggregator.loss` describes it."""
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    if logits.shape[1] == 1:  # one logit z is the two logits [0, z]
+        logits = F.pad(logits, (1, 0))
+    weights = None if class_weights is None else class_weights.to(logits)
+    return F.cross_entropy(logits, labels.long(), weight=weights, label_smoothing=label_smoothing, reduction="none")
 
 
 def apply_head(head: nn.Module, embedding: Tensor) -> Tensor:
