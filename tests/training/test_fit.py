@@ -17,7 +17,8 @@ from qgmil.bags.dataset import BagDataset, open_bags
 from qgmil.errors import BagError, ConfigError
 from qgmil.training.config import TrainConfig
 from qgmil.training.fit import fit_model
-from qgmil.training.module import MILModule, balanced_weights, warmup_cosine
+from qgmil.training.module import MILModule, balanced_weights
+from qgmil.training.optimizers import warmup_cosine
 from qgmil.training.predict import predict
 from qgmil.training.sampler import EpochSampler, epoch_seed, train_loader
 from qgmil.training.scaling import fit_standardizer

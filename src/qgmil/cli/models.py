@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def models(name: str | None = None, /) -> None:
-    """List the aggregators, or the options of one.
+    """List the aggregators, or the options of one and the recipe of its original training.
 
     Parameters
     ----------
@@ -28,4 +28,7 @@ def models(name: str | None = None, /) -> None:
     for option, default in model_options(name).items():
         table.add_row(option, str(default))
     console.print(table)
+    if entry.cls.published_recipe:
+        recipe = ", ".join(f"{field} {value}" for field, value in entry.cls.published_recipe.items())
+        console.print(f"published recipe (qgmil train --recipe published): {recipe}", markup=False)
     console.print(entry.cls.__doc__ or "", markup=False)

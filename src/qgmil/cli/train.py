@@ -17,6 +17,7 @@ test (looked at once). Examples:
 
     qgmil train bags.csv --model qgmil -o runs/qgmil
     qgmil train bags.csv --model abmil_gated --folds 5 --seeds 3
+    qgmil train bags.csv --model abmil_gated --recipe published
     qgmil train bags.csv -c recipe.yaml --lr 3e-4 --options.gate elementwise
     qgmil train --resume runs/qgmil""",
     help_format="plaintext",

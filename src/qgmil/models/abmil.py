@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -49,6 +49,22 @@ class ABMIL(Aggregator):
         dropout: on the instance embedding.
         gated: equation 9 instead of 8.
     """
+
+    #: That of the release: one bag a step, 20 epochs, no stopping; the paper keeps the epoch with the best validation.
+    published_recipe: ClassVar[Mapping[str, Any]] = {
+        "optimizer": "adam",
+        "lr": 5e-4,
+        "betas": (0.9, 0.999),
+        "weight_decay": 1e-4,
+        "schedule": "constant",
+        "warmup": 0.0,
+        "clip": 0.0,
+        "batch_size": 1,
+        "epochs": 20,
+        "min_epochs": 1,
+        "patience": 20,
+        "label_smoothing": 0.0,
+    }
 
     def __init__(
         self,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from qgmil.errors import ConfigError
+from qgmil.training.recipes import with_published
+
+Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Section(BaseModel):
@@ -93,13 +96,24 @@ class ModelConfig(_Section):
 
 
 class FitConfig(_Section):
-    """How to train. The same recipe for every aggregator."""
+    """How to train. The same recipe for every aggregator, unless its own is asked for."""
 
+    recipe: Literal["common", "published"] = Field(
+        "common",
+        description="published: the aggregator's original training decides what is not given; `qgmil models NAME`.",
+    )
     epochs: int = Field(20, ge=1, description="Most epochs.")
     batch_size: int = Field(4, ge=1, description="Bags a step.")
-    lr: float = Field(1e-4, gt=0, description="Peak learning rate (AdamW).")
-    weight_decay: float = Field(1e-2, ge=0, description="Decoupled weight decay; not on norms and biases.")
-    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps that warm up before the cosine.")
+    optimizer: Literal["adamw", "adam", "radam", "lookahead_radam", "sgd"] = Field("adamw", description="Optimiser.")
+    lr: float = Field(1e-4, gt=0, description="Peak learning rate.")
+    betas: tuple[Rate, Rate] = Field(
+        (0.9, 0.999), description="Decay of the moments of the gradient; the first is the momentum of sgd."
+    )
+    weight_decay: float = Field(
+        1e-2, ge=0, description="Decoupled, not on norms and biases (adamw, radam); L2 on all weights (adam, sgd)."
+    )
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps that warm up.")
     clip: float = Field(1.0, ge=0, description="Largest gradient norm; 0 switches clipping off.")
     class_weights: Literal["none", "balanced"] = Field("none", description="Weight the loss by inverse frequency.")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Label smoothing of the bag loss.")
@@ -111,6 +125,9 @@ class FitConfig(_Section):
     min_epochs: int = Field(10, ge=1, description="Epochs before which none is chosen and training does not stop.")
     patience: int = Field(10, ge=1, description="Epochs without improvement before stopping.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train.")
+    devices: int | Literal["auto"] = Field(
+        1, description="GPUs (or processes on the CPU) that share each step's bags. auto: all GPUs."
+    )
     precision: Literal["auto", "32", "bf16", "16"] = Field(
         "auto", description="Arithmetic. auto: bfloat16 on GPUs that have it, else float32."
     )
@@ -127,9 +144,28 @@ class FitConfig(_Section):
     in_memory: Literal["auto", "yes", "no"] = Field("auto", description="Keep bags in memory (auto: under 2 GB).")
     checkpoint_seconds: float = Field(60.0, ge=0, description="Save for --resume at most this often.")
 
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _some_devices(cls, value: Any) -> Any:
+        number = int(value) if isinstance(value, str) and value.isdecimal() else value
+        if number != "auto" and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+            raise ValueError("a whole number of at least 1, or auto")
+        return number
+
 
 class TrainConfig(DataConfig, SplitConfig, ModelConfig, FitConfig):
-    """The whole configuration of `qgmil train`."""
+    """The whole configuration of `qgmil train`.
+
+    With the published recipe, the fields that are not given take the values of the model's original training; they are
+    fields like all others from then on.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("recipe") == "published":
+            return with_published(values, str(values.get("model", cls.model_fields["model"].default)))
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -145,7 +181,8 @@ class TrainConfig(DataConfig, SplitConfig, ModelConfig, FitConfig):
         """Validate values.
 
         Raises:
-            ConfigError: unknown fields or values out of range, each with its name.
+            ConfigError: unknown fields or values out of range, each with its name; a published recipe where the
+                model has none.
         """
         try:
             return cls(**values)

@@ -18,11 +18,13 @@ from qgmil.evaluation.metrics import evaluate
 from qgmil.models.base import Aggregator
 from qgmil.models.output import BagOutput
 from qgmil.training.config import TrainConfig
+from qgmil.training.optimizers import build_optimizer, build_schedule
 from qgmil.training.sampler import epoch_seed, raise_errors
+from qgmil.training.share import ALL, Share
 
 
 class MILModule(pl.LightningModule):
-    """Trains one aggregator with AdamW, warm-up and cosine decay.
+    """Trains one aggregator.
 
     Args:
         model: the aggregator.
@@ -31,6 +33,7 @@ class MILModule(pl.LightningModule):
         seed: of this run; dropout of each epoch follows from (seed, epoch).
         total_steps: optimiser steps of all epochs.
         class_weights: ``(C,)`` or None.
+        share: of this process, where several train together.
     """
 
     def __init__(
@@ -42,11 +45,12 @@ class MILModule(pl.LightningModule):
         seed: int,
         total_steps: int,
         class_weights: Tensor | None = None,
+        share: Share = ALL,
     ) -> None:
         super().__init__()
         self.model, self.classes, self.config = model, list(classes), config
         self.seed, self.total_steps = seed, total_steps
-        self.class_weights = class_weights
+        self.class_weights, self.share = class_weights, share
         self._train: list[tuple[Tensor, int]] = []
         self._val: list[tuple[Tensor, Tensor, Tensor]] = []
         self.scores: dict[str, float | None] = {}
@@ -69,7 +73,7 @@ class MILModule(pl.LightningModule):
         self.batch = None
 
     def on_train_epoch_start(self) -> None:
-        torch.manual_seed(epoch_seed(self.seed, self.current_epoch))
+        torch.manual_seed(self.share.seed(epoch_seed(self.seed, self.current_epoch)))
         self._train.clear()
 
     def training_step(self, batch: PackedBags, batch_idx: int) -> Tensor:
@@ -78,11 +82,15 @@ class MILModule(pl.LightningModule):
         loss = self.model.loss(
             output, batch.labels, class_weights=self.class_weights, label_smoothing=self.config.label_smoothing
         )
-        self._train.append((loss.detach(), len(batch)))
-        return loss
+        bags, factor = self.share.weight(batch_idx, len(batch))
+        self._train.append((loss.detach(), bags))
+        return loss * factor
 
     def on_train_epoch_end(self) -> None:
-        self.scores["train_loss"] = float(sum(loss * n for loss, n in self._train) / sum(n for _, n in self._train))
+        sums: list[Any] = [sum(loss * n for loss, n in self._train), sum(n for _, n in self._train)]
+        if self.share.world > 1:
+            sums = self.share.sum([float(value) for value in sums], self.device)
+        self.scores["train_loss"] = float(sums[0] / sums[1])
 
     def on_validation_epoch_start(self) -> None:
         self._val.clear()
@@ -100,6 +108,7 @@ class MILModule(pl.LightningModule):
         if np.isfinite(logits).all():  # a diverged model has no metrics; early stopping sees its loss
             found = evaluate(apply_temperature(expand_binary(logits), 1.0), labels, self.classes)
         self.scores.update({f"val_{name}": found.get(name) for name in ("macro_f1", "auroc", "balanced_accuracy")})
+        self.scores = self.share.first(self.scores, self.device)  # all stop at once and choose the same epoch
         value = self.scores[self.config.monitor]
         self.log(self.config.monitor, math.nan if value is None else value, batch_size=len(labels), logger=False)
 
@@ -111,23 +120,9 @@ class MILModule(pl.LightningModule):
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
 
     def configure_optimizers(self) -> Any:
-        decay = [p for p in self.model.parameters() if p.ndim == 2]
-        rest = [p for p in self.model.parameters() if p.ndim != 2]  # norms, biases, class token
-        groups: list[dict[str, Any]] = [{"params": decay}, {"params": rest, "weight_decay": 0.0}]
-        fused = self.config.precision != "16"  # a fused step would unscale float16 gradients after they are clipped
-        optimizer = torch.optim.AdamW(groups, lr=self.config.lr, weight_decay=self.config.weight_decay, fused=fused)
-        warmup = int(self.config.warmup * self.total_steps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, warmup, self.total_steps)
-        )
+        optimizer = build_optimizer(self.model, self.config)
+        schedule = build_schedule(optimizer, self.config, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def warmup_cosine(step: int, warmup: int, total: int) -> float:
-    """Factor on the learning rate: linear warm-up, then half a cosine to zero."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
 
 
 def balanced_weights(labels: Sequence[int], num_classes: int) -> Tensor:
