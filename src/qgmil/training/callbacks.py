@@ -130,9 +130,11 @@ class Recorder(Checkpoint):
     def _write(self, trainer: pl.Trainer, last: bool) -> None:
         if self.folder is None:
             return
-        write_csv(self.folder / "history.csv", self.history)
+        if trainer.is_global_zero:
+            write_csv(self.folder / "history.csv", self.history)
         # After the last epoch the model itself is written next; a stopped run's checkpoint would train on if resumed.
-        if time.monotonic() - self._saved_at >= self.seconds and not last:
+        due = time.monotonic() - self._saved_at >= self.seconds and not last
+        if trainer.strategy.reduce_boolean_decision(due, all=False):  # processes save together; clocks differ
             assert self.checkpoint is not None
             trainer.save_checkpoint(self.checkpoint)
             self._saved_at = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 
 from qgmil.bags.dataset import BagDataset
 from qgmil.errors import BagError, ConfigError
@@ -27,6 +29,7 @@ from qgmil.training.device import choose_device, choose_precision
 from qgmil.training.module import MILModule, balanced_weights
 from qgmil.training.sampler import eval_loader, train_loader
 from qgmil.training.scaling import fit_standardizer
+from qgmil.training.share import count_processes, share_of_memory
 
 
 class Interrupted(KeyboardInterrupt):
@@ -103,7 +106,13 @@ def fit_model(
     )
     steps = config.epochs * -(-len(train) // config.batch_size)
     module = MILModule(model, classes, config, seed=seed, total_steps=steps, class_weights=weights)
-    _run(module, recorder, train, val, resume)
+    processes = count_processes(config, choose_device(config.device))
+    if processes == 1:
+        run_training(module, recorder, train, val, resume)
+    else:
+        from qgmil.training.parallel import train_in_processes  # it calls run_training in each
+
+        train_in_processes(module, recorder, train, val, resume, processes)
     if not recorder.best:
         raise ConfigError(
             f"training diverged: {config.monitor} was never a number; lower the learning rate (lr={config.lr})"
@@ -123,6 +132,15 @@ def build_model(config: TrainConfig, in_dim: int, num_classes: int) -> Aggregato
     model = create_model(
         config.model, in_dim=in_dim, num_classes=num_classes, standardize=standardize, **config.options
     )
+    return prepare_model(model, config)
+
+
+def prepare_model(model: Aggregator, config: TrainConfig) -> Aggregator:
+    """Set how the model computes, which is no part of what it is.
+
+    Raises:
+        ConfigError: compilation of a model that has nothing to compile.
+    """
     model.checkpointing = config.checkpointing
     if config.compile != "no":
         model.compile_parts(config.compile)
@@ -135,7 +153,7 @@ def _check_memory(model: Aggregator, train: BagDataset, val: BagDataset | None, 
         model,
         train,
         val,
-        batch_size=config.batch_size,
+        batch_size=share_of_memory(config, device),
         sample=config.sample,
         eval_sample=config.eval_sample,
         precision=choose_precision(config.precision, device),
@@ -143,15 +161,24 @@ def _check_memory(model: Aggregator, train: BagDataset, val: BagDataset | None, 
     )
 
 
-def _run(module: MILModule, recorder: Recorder, train: BagDataset, val: BagDataset | None, resume: bool) -> None:
+def run_training(
+    module: MILModule, recorder: Recorder, train: BagDataset, val: BagDataset | None, resume: bool
+) -> None:
+    """Train in this process: alone, or its share.
+
+    Raises:
+        QGMILError: bags that cannot be read, memory that ran out.
+        Interrupted: Ctrl-C.
+    """
     config, classes = module.config, module.classes
     device = choose_device(config.device)
     loading = {"batch_size": config.batch_size, "workers": config.workers, "pin_memory": device == "cuda"}
-    batches = train_loader(train, classes, seed=module.seed, sample=config.sample, **loading)
+    batches = train_loader(train, classes, seed=module.seed, sample=config.sample, share=module.share, **loading)
+    loading["batch_size"] = math.ceil(config.batch_size / module.share.world)  # validation takes no more memory
     val_batches = None if val is None else eval_loader(val, classes, sample=config.eval_sample, **loading)
     checkpoint = recorder.checkpoint if resume and recorder.checkpoint and recorder.checkpoint.exists() else None
     deterministic = torch.are_deterministic_algorithms_enabled()  # before the trainer switches it on for CUDA
-    trainer = _trainer(recorder, val is not None, device, config)
+    trainer = _trainer(recorder, val is not None, device, config, module.share.world)
     try:
         with quiet_lightning(), explained_memory_errors(lambda: module.batch, training=True):
             trainer.fit(module, batches, val_batches, ckpt_path=None if checkpoint is None else str(checkpoint))
@@ -163,7 +190,7 @@ def _run(module: MILModule, recorder: Recorder, train: BagDataset, val: BagDatas
         torch.use_deterministic_algorithms(deterministic)
 
 
-def _trainer(recorder: Recorder, validates: bool, device: str, config: TrainConfig) -> pl.Trainer:
+def _trainer(recorder: Recorder, validates: bool, device: str, config: TrainConfig, processes: int) -> pl.Trainer:
     callbacks: list[pl.Callback] = [recorder]
     if validates:
         mode = "min" if config.monitor == "val_loss" else "max"
@@ -174,11 +201,16 @@ def _trainer(recorder: Recorder, validates: bool, device: str, config: TrainConf
         from lightning.pytorch.loggers import TensorBoardLogger
 
         logger = TensorBoardLogger(recorder.folder, name="tensorboard", version="")
+    strategy: Any = "auto"
+    if processes > 1:
+        # A weight that no bag of a step uses gets no gradient, as in one process. Buffers are the same everywhere.
+        strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
     with quiet_lightning():
         return pl.Trainer(
             max_epochs=config.epochs,
             accelerator=device,
-            devices=1,
+            devices=processes,
+            strategy=strategy,
             precision=choose_precision(config.precision, device),  # type: ignore[arg-type]
             gradient_clip_val=config.clip or None,
             callbacks=callbacks,

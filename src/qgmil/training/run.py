@@ -17,6 +17,7 @@ from qgmil.errors import ConfigError, MetricError, RunError
 from qgmil.evaluation.bootstrap import Interval, bootstrap_interval
 from qgmil.evaluation.summary import FoldPredictions, pool, pool_folds, summarise
 from qgmil.files import read_csv, write_csv, write_json
+from qgmil.models.base import ClosedForm
 from qgmil.training.cell import Cell, run_cell, split_rows
 from qgmil.training.config import TrainConfig
 from qgmil.training.device import choose_device
@@ -36,6 +37,7 @@ from qgmil.training.runfolder import (
     read_predictions,
     read_run,
 )
+from qgmil.training.share import count_processes
 
 IN_MEMORY_BYTES = 2 * 1024**3
 
@@ -202,8 +204,9 @@ def _plan(manifest: Path, output: Path, config: TrainConfig) -> tuple[BagDataset
 
 def _check_trainable(bags: BagDataset, cells: Sequence[Cell], config: TrainConfig) -> None:
     """What would stop the run later stops it before there is a folder: device, model, options, classes, monitor."""
-    choose_device(config.device)
-    build_model(config, bags.width, len(bags.classes))
+    device = choose_device(config.device)
+    if not isinstance(build_model(config, bags.width, len(bags.classes)), ClosedForm):
+        count_processes(config, device)
     label = dict(zip(bags.bag_ids, bags.labels, strict=True))
     for cell in cells:
         train, val = ([label[b] for b in part] for part in (cell.split.train, cell.split.val))

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from qgmil.bags.bag import Bag, PackedBags
 from qgmil.bags.dataset import BagDataset, collate, sample_instances
 from qgmil.errors import QGMILError
+from qgmil.training.share import ALL, Share
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -91,6 +92,24 @@ class _Announced(Sampler[tuple[int, int]]):
         yield from waiting
 
 
+class _Shared(Sampler[list[tuple[int, int]]]):
+    """The joint batches of an order, of each the part of one process; announced as by `_Announced`."""
+
+    def __init__(self, order: EpochSampler, bags: _Sampled, batch_size: int, share: Share) -> None:
+        self.sampler, self.bags, self.batch_size, self.share = order, bags, batch_size, share  # set_epoch: by Lightning
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        keys = list(self.sampler)
+        starts = range(0, len(keys), self.batch_size)
+        parts = [self.share.of(keys[start : start + self.batch_size]) for start in starts]
+        for part, following in zip(parts, [*parts[1:], []], strict=True):
+            self.bags.bags.will_need([index for _, index in following], rows=self.bags.k)
+            yield part
+
+
 class _Collate:
     """Picklable collation by packing."""
 
@@ -117,10 +136,19 @@ def raise_errors(batch: PackedBags | QGMILError) -> PackedBags:
 
 
 def train_loader(
-    bags: BagDataset, classes: Sequence[str], *, seed: int, sample: int | None = None, **loading: Any
+    bags: BagDataset,
+    classes: Sequence[str],
+    *,
+    seed: int,
+    sample: int | None = None,
+    share: Share = ALL,
+    **loading: Any,
 ) -> DataLoader[Any]:
-    """Shuffled, packed training batches; `loading` is batch_size, workers and pin_memory."""
-    return _loader(_Sampled(bags, sample, seed), EpochSampler(len(bags), seed), classes, **loading)
+    """Shuffled, packed training batches; `loading` is batch_size, workers and pin_memory.
+
+    With a share, of each batch the bags of one process: order and instances are those of one process alone.
+    """
+    return _loader(_Sampled(bags, sample, seed), EpochSampler(len(bags), seed), classes, share=share, **loading)
 
 
 def eval_loader(
@@ -139,11 +167,14 @@ def _loader(
     batch_size: int,
     workers: int = 0,
     pin_memory: bool = False,
+    share: Share = ALL,
 ) -> DataLoader[Any]:
+    batches: dict[str, Any] = {"batch_size": batch_size, "sampler": _Announced(order, bags, batch_size)}
+    if share.world > 1 and isinstance(order, EpochSampler):
+        batches = {"batch_sampler": _Shared(order, bags, batch_size, share)}
     return DataLoader(
         bags,
-        batch_size=batch_size,
-        sampler=_Announced(order, bags, batch_size),
+        **batches,
         collate_fn=_Collate(None if classes is None else {c: i for i, c in enumerate(classes)}),
         num_workers=workers,
         persistent_workers=workers > 0,
