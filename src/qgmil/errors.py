@@ -33,3 +33,7 @@ class RunError(QGMILError):
 
 class MetricError(QGMILError, ValueError):
     """Predictions, labels or attention weights from which no figure can be computed."""
+
+
+class ContractError(QGMILError, AssertionError):
+    """An aggregator breaks its contract: the message names the check, the model, the input and the two values."""

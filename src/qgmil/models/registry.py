@@ -1,4 +1,4 @@
-"""Aggregators by name. A new one is a file in this folder: it is found and registered by itself."""
+"""Aggregators by name. One is a file in this folder, or an entry point of another package: it is found by itself."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -18,6 +20,9 @@ from qgmil.layers.standardize import Standardize
 from qgmil.models.base import Aggregator
 
 A = TypeVar("A", bound=type[Aggregator])
+
+#: Group of entry points by which other packages make their aggregators known: importing the module registers them.
+ENTRY_POINTS = "qgmil.models"
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,16 @@ def register_model(name: str, summary: str, **preset: Any) -> Callable[[A], A]:
 
     def register(cls: A) -> A:
         taken = _ENTRIES.get(name)
-        if taken is not None and taken.cls.__qualname__ != cls.__qualname__:
-            raise ConfigError(f"model name {name!r} is already taken by {taken.cls.__qualname__}")
+        if taken is not None and _full_name(taken.cls) != _full_name(cls):  # the same one again is a reloaded module
+            raise ConfigError(f"model name {name!r} of {_full_name(cls)} is already taken by {_full_name(taken.cls)}")
         _ENTRIES[name] = Entry(cls, preset, summary)
         return cls
 
     return register
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 @functools.cache
@@ -55,6 +64,16 @@ def _discover() -> None:
 
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
+    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: (point.name, point.value)):
+        try:
+            point.load()
+        except Exception as error:  # a broken package of somebody else must not take ours down with it
+            owner = f" of the package {point.dist.name}" if point.dist is not None else ""
+            warnings.warn(
+                f"the aggregators of the entry point {point.name} = {point.value!r}{owner} are not available: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=2,
+            )
 
 
 def model_entries() -> dict[str, Entry]:
