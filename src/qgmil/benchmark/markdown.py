@@ -37,7 +37,7 @@ def markdown_page(summary: BenchmarkSummary, title: str, figures: Sequence[str] 
     """The whole page: over data sets first where there are several, then one table a data set."""
     parts = [f"# {text.markdown(title)}"]
     if len(summary.tasks) > 1:
-        parts += ["## Over data sets", _overall(summary), overall_caption_text(summary)]
+        parts += ["## Over data sets", _matrix(summary), _overall(summary), overall_caption_text(summary)]
     for name in figures:
         parts.append(f"![{FIGURES.get(name, name)}]({name})")
     captions = {task.name: task_caption(task, summary.lines[task.name]) for task in summary.tasks}
@@ -102,6 +102,26 @@ def _difference(line: Line) -> str:
     if line["difference"] is None:
         return text.UNDEFINED
     return f"{text.number(line['difference'], signed=True)} ({text.markdown(text.p_value(line['difference_p']))})"
+
+
+def _matrix(summary: BenchmarkSummary) -> str:
+    """Macro F1 of every model on every data set; the first in rank is bold, an incomplete one has its cells beside."""
+    tasks = summary.tasks
+    found = {(task.name, line["model"]): line for task in tasks for line in summary.lines[task.name]}
+    rows = [
+        [text.markdown(s.model), *(_score(found.get((t.name, s.model)), summary.lines[t.name]) for t in tasks)]
+        for s in summary.overall.standings
+    ]
+    return table(("macro F1", *(text.markdown(task.name) for task in tasks)), rows)
+
+
+def _score(line: Line | None, lines: list[Line]) -> str:
+    if line is None or line["macro_f1_mean"] is None:
+        return "–"
+    ranks = [other["rank"] for other in lines if other["rank"] is not None]
+    cell = _bold(text.spread(line["macro_f1_mean"], line["macro_f1_sd"], 2), bool(ranks) and line["rank"] == min(ranks))
+    whole = line["cells"] == line["expected_cells"]
+    return cell if whole else f"{cell} ({line['cells']}/{line['expected_cells']})"
 
 
 def _overall(summary: BenchmarkSummary) -> str:

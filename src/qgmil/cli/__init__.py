@@ -32,12 +32,15 @@ for _verb, _help in {
     "evaluate": "Metrics of a run on bags that its models have not seen.",
     "predict": "Predictions of a run for a manifest or bare feature files.",
     "compare": "One table of several runs.",
+    "benchmark": "Aggregators over data sets, folds and seeds, with statistics; resumable, on one machine or many.",
+    "ablate": "One-factor ablations of QG-MIL, and what each of its components does alone; resumable.",
+    "verify": "Train every aggregator on made bags of known truth and check that it learns what can be learnt.",
     "plan": "Memory and time that training and inference will take, before they run.",
     "datasets": "The named public data sets: bags, classes, licence, and whether they are on this machine.",
     "models": "The aggregators and their options.",
     "demo": "QG-MIL and gated ABMIL on real breast-cancer histology, in about two minutes.",
 }.items():
-    _entry = "app" if _verb in ("train", "evaluate") else _verb
+    _entry = "app" if _verb in ("train", "evaluate", "benchmark", "ablate", "verify") else _verb
     app.command(f"qgmil.cli.{_verb}:{_entry}", name=_verb, help=_help)
 
 INTERRUPTED = 130

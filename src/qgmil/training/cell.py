@@ -19,7 +19,7 @@ from qgmil.training.callbacks import EpochHook
 from qgmil.training.config import TrainConfig
 from qgmil.training.fit import FitResult, Interrupted, fit_model
 from qgmil.training.predict import Predictions, predict
-from qgmil.training.rows import attention_summary, labels_of, prediction_rows
+from qgmil.training.rows import attention_summary, instance_summary, labels_of, prediction_rows
 from qgmil.training.runfolder import METRICS, PREDICTIONS, drop_checkpoints
 
 PARTS = ("train", "val", "test")
@@ -125,4 +125,5 @@ def _metrics(
         "test_calibrated": evaluate(said["test"].probabilities(temperature), truth["test"], classes),
         "val": evaluate(said["val"].probabilities(), truth["val"], classes),
         "attention": attention_summary(said["test"]),
+        "instances": instance_summary(parts["test"], said["test"]),
     }

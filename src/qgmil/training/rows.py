@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from qgmil.attention.concentration import SHARES, concentration, mean_mass_curve
 from qgmil.bags.dataset import BagDataset
@@ -28,6 +29,27 @@ def attention_summary(said: Predictions) -> dict[str, Any] | None:
     figures = [concentration(a, b) for a, b in zip(said.attention, said.bag_ids, strict=True)]
     means = {name: float(np.mean([f[name] for f in figures])) for name in figures[0]}
     return {**means, "curve": {"share": SHARES.tolist(), "mass": mean_mass_curve(said.attention).tolist()}}
+
+
+def instance_summary(bags: BagDataset, said: Predictions) -> dict[str, Any] | None:
+    """How well attention finds the instances that make a bag positive: the mean over bags with instances of both kinds.
+
+    None without attention, without instance truth, or where only some of the instances were looked at.
+    """
+    if said.attention is None:
+        return None
+    found = []
+    for i, weights in enumerate(said.attention):
+        truth = bags[i].instance_labels
+        if truth is None or len(truth) != len(weights):
+            return None
+        positive = truth.numpy() > 0
+        if positive.any() and not positive.all():
+            found.append((roc_auc_score(positive, weights), average_precision_score(positive, weights)))
+    if not found:
+        return None
+    auroc, ap = np.mean(found, axis=0)
+    return {"auroc": float(auroc), "average_precision": float(ap), "bags": len(found)}
 
 
 def prediction_rows(

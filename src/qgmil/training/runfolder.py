@@ -44,12 +44,16 @@ def create_run(folder: Path, config: TrainConfig, manifest: Path) -> None:
         raise RunError(f"{folder} exists already: {hint}choose another folder with --output")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        head = f"# qgmil train {manifest.name}\n"
-        source = {"manifest": str(manifest.resolve()), "manifest_sha256": source_hash(manifest)}
-        write_text(folder / CONFIG, head + yaml.safe_dump(source, sort_keys=False) + config.to_yaml())
-        write_json(folder / "environment.json", environment())
+        write_run(folder, config, manifest.resolve(), source_hash(manifest), f"qgmil train {manifest.name}")
     except OSError as error:
         raise RunError(f"{folder}: cannot write the run folder ({error.strerror or error})") from None
+
+
+def write_run(folder: Path, config: TrainConfig, manifest: Path, sha256: str, made_by: str) -> None:
+    """Write what a run is, and where it is made: its configuration, with the bags it is about, and environment."""
+    source = {"manifest": str(manifest), "manifest_sha256": sha256}
+    write_text(folder / CONFIG, f"# {made_by}\n{yaml.safe_dump(source, sort_keys=False)}{config.to_yaml()}")
+    write_json(folder / "environment.json", environment())
 
 
 def read_run(folder: Path) -> tuple[TrainConfig, Path]:

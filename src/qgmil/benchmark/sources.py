@@ -1,0 +1,92 @@
+"""The bags of a data set, as the planning process and the workers open them, and the identity of what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qgmil.bags.bag import Bag
+from qgmil.bags.dataset import BagDataset
+from qgmil.bags.source import Item
+from qgmil.bags.splits import Split
+from qgmil.benchmark.spec import SourceSpec
+from qgmil.datasets.registry import load_dataset
+from qgmil.training.config import DataConfig, TrainConfig
+from qgmil.training.run import IN_MEMORY_BYTES, open_training_bags
+from qgmil.training.runfolder import source_hash
+
+
+@dataclass(frozen=True, eq=False)
+class OpenSource:
+    """Bags that are open.
+
+    Args:
+        bags: the labelled bags.
+        identity: hash of the table of bags, or of the named data set with its options and content. It names the same
+            data on every machine.
+        path: what was read.
+        splits: the named data set's own splits; empty for a manifest.
+    """
+
+    bags: BagDataset
+    identity: str
+    path: Path
+    splits: tuple[Split, ...] = ()
+
+
+def describe_source(source: SourceSpec, draw: int | None = None) -> dict[str, Any]:
+    """A source as JSON, for a worker: its own fields, and the draw of a data set that is drawn."""
+    values = source.model_dump(mode="json", exclude_unset=True)
+    if draw is not None:
+        values["options"] = {**values.get("options", {}), "seed": draw + int(source.options.get("seed", 0))}
+    return {k: v for k, v in values.items() if k not in ("draws", "official")}
+
+
+def reading(source: SourceSpec | Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `DataConfig` that a source sets."""
+    values = source.model_dump(mode="json", exclude_unset=True) if isinstance(source, SourceSpec) else source
+    return {k: v for k, v in values.items() if k in DataConfig.model_fields}
+
+
+def open_source(source: Mapping[str, Any], *, in_memory: str = "auto", splits: bool = False) -> OpenSource:
+    """Open the bags that `describe_source` describes.
+
+    Args:
+        in_memory: as in `TrainConfig`: whether bags are kept once they are read.
+        splits: also the named data set's own splits.
+
+    Raises:
+        QGMILError: as `open_bags` and `load_dataset`.
+    """
+    if source.get("manifest"):
+        path = Path(source["manifest"])
+        config = TrainConfig.build({**reading(source), "in_memory": in_memory}, str(path))
+        return OpenSource(open_training_bags(path, config), source_hash(path), path)
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in source.get("options", {}).items()}
+    named = load_dataset(source["named"], source.get("root"), **options)
+    bags = named.bags
+    if in_memory == "yes" or (in_memory == "auto" and bags.bytes_on_disk() <= IN_MEMORY_BYTES):
+        bags = bags.in_memory()
+    identity = _identity({"name": source["named"], "options": options}, bags)
+    return OpenSource(bags, identity, named.path, named.splits if splits else ())
+
+
+def _identity(head: Mapping[str, Any], bags: BagDataset) -> str:
+    """Hash of the options and the bags: names, labels, patients, and the features or the sizes of their files."""
+    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+    for item in bags.items:
+        digest.update(json.dumps([item.bag_id, item.label, item.group, *_content(item)]).encode())
+    return digest.hexdigest()
+
+
+def _content(item: Item) -> list[Any]:
+    if isinstance(item, Bag):
+        data = item.features.contiguous().view(torch.uint8).numpy().tobytes()
+        return [list(item.features.shape), hashlib.sha256(data).hexdigest()]
+    return [[file.name, file.stat().st_size if file.is_file() else 0] for file in item.files]
