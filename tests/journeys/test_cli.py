@@ -31,7 +31,10 @@ SMALL = [
 ]
 
 
-VERBS = ("manifest", "check", "pack", "train", "evaluate", "predict", "compare", "plan", "datasets", "models", "demo")
+VERBS = (
+    *("manifest", "check", "pack", "train", "evaluate", "predict", "compare", "ablate", "verify", "plan", "datasets"),
+    *("models", "demo"),
+)
 
 
 def run(*arguments: object) -> int:

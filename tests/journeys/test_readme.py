@@ -21,6 +21,14 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Makes a documented training command quick; it is typed otherwise as documented.
 QUICK = ["--epochs", "1", "--options.width", "16", "-q"]
 
+BENCH = """
+folds: 2
+seeds: 1
+common: {epochs: 1, min_epochs: 1}
+datasets: {cohort: {manifest: bags.csv}}
+models: {qgmil: {options: {width: 16, num_heads: 2}}, abmil_gated: {options: {width: 16}}}
+"""
+
 
 def blocks(name: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(), re.S)
@@ -47,6 +55,7 @@ def cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with h5py.File(tmp_path / "new_slides" / "a.h5", "w") as file:
         file["features"] = np.zeros((5, 12), dtype=np.float16)
     (tmp_path / "recipe.yaml").write_text("batch_size: 4\n")
+    (tmp_path / "bench.yaml").write_text(BENCH)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -95,6 +104,18 @@ def test_the_page_on_bags(cohort: Path) -> None:
     exec(blocks("docs/bags.md", "python")[0], names)
     assert len(names["data"].bags) == 58
     assert {"bags", "splits", "notes", "info"} <= set(dir(names["data"]))
+
+
+def test_the_page_on_the_benchmark(cohort: Path) -> None:
+    """Its commands; and its yaml, as documented, passes every check that comes before training."""
+    whole = commands("docs/benchmark.md")
+    typed = [line for line in whole if line.startswith("qgmil benchmark bench.yaml")]
+    assert len(typed) == 4 and {line.split()[1] for line in whole} == {"benchmark", "verify", "ablate"}
+    for line in typed:
+        assert type_in(line) == 0, line
+    assert (cohort / "runs" / "bench" / "tables" / "results.md").is_file()
+    (cohort / "bench.yaml").write_text(blocks("docs/benchmark.md", "yaml")[0])
+    assert type_in("qgmil benchmark bench.yaml --dry-run -o runs/documented") == 0
 
 
 def test_the_python_of_the_readme() -> None:

