@@ -16,6 +16,8 @@ from hypothesis import settings
 settings.register_profile("default", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+from cohort import make_cohort
+
 VECTORS = Path(__file__).parent / "vectors"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -36,3 +38,9 @@ def rng() -> np.random.Generator:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of 16 patients with two bags each; not to be changed."""
+    return make_cohort(tmp_path_factory.mktemp("cohort"), patients=16)

@@ -122,7 +122,7 @@ def test_bags_of_no_known_class_or_of_one_only_are_refused() -> None:
         with pytest.raises(ConfigError, match=f"{name} needs training bags of at least two classes"):
             fitted(name, bags_of([1, 2], ["a", "a"]), ["a", "b"])
     for c in (0, -1.0, "1"):
-        with pytest.raises(ConfigError, match="c must be a number above 0"):
+        with pytest.raises(ConfigError, match="c must be a finite number above 0"):
             qgmil.create_model("bag_size", in_dim=D, num_classes=2, c=c)
 
 

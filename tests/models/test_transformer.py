@@ -35,7 +35,7 @@ def torch_encoder(model: TransformerMIL) -> nn.TransformerEncoder:
 
 
 def with_token(model: TransformerMIL, x: Tensor) -> Tensor:
-    return torch.cat([model.cls_token, model.embed(x)])[None]
+    return torch.cat([model.cls_token[0], model.embed(x)])[None]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])

@@ -63,7 +63,9 @@ class ABMIL(Aggregator):
         "epochs": 20,
         "min_epochs": 1,
         "patience": 20,
+        "monitor": "val_loss",
         "label_smoothing": 0.0,
+        "scaling": "none",
     }
 
     def __init__(

@@ -173,8 +173,11 @@ def bag_losses(
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     if logits.shape[1] == 1:  # one logit z is the two logits [0, z]
         logits = F.pad(logits, (1, 0))
-    weights = None if class_weights is None else class_weights.to(logits)
-    return F.cross_entropy(logits, labels.long(), weight=weights, label_smoothing=label_smoothing, reduction="none")
+    losses = F.cross_entropy(logits, labels.long(), label_smoothing=label_smoothing, reduction="none")
+    if class_weights is None:
+        return losses
+    # Not torch's weight=: with smoothing it weighs the other classes' shares by their weights, not by the bag's own.
+    return losses * class_weights.to(losses)[labels.long()]
 
 
 def apply_head(head: nn.Module, embedding: Tensor) -> Tensor:

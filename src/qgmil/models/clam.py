@@ -81,8 +81,9 @@ class CLAM(Aggregator):
         "clip": 0.0,
         "batch_size": 1,
         "epochs": 200,
-        "min_epochs": 50,
-        "patience": 20,
+        # The release may keep an early epoch but never stops before the 50th: patience from the best one on says both.
+        "min_epochs": 1,
+        "patience": 50,
         "monitor": "val_loss",
         "label_smoothing": 0.0,
         "scaling": "none",

@@ -144,7 +144,7 @@ class DSMIL(Aggregator):
         sizes = {"in_dim": in_dim, "num_classes": num_classes, "attention_dim": attention_dim}
         options = {"attention_dim": attention_dim, **released_options(config, sizes, ("loss_kind",))}
         state = rename_state(state_dict, _NAMES)
-        if "head.weight" in state:
+        if "head.weight" in state and state["head.weight"].ndim == 3:
             state["head.weight"] = state["head.weight"].flatten(1)
         model = cls(in_dim, num_classes, **options)
         model.name, model.options = "dsmil", options

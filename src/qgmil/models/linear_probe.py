@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+import math
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
@@ -38,8 +39,8 @@ class LogisticControl(Aggregator):
 
     def __init__(self, in_dim: int, num_classes: int, width: int, c: float = 1.0) -> None:
         super().__init__(in_dim, num_classes)
-        if not isinstance(c, int | float) or not c > 0:
-            raise ConfigError(f"c must be a number above 0, got {c!r}")
+        if not isinstance(c, int | float) or isinstance(c, bool) or not 0 < c < math.inf:
+            raise ConfigError(f"c must be a finite number above 0, got {c!r}")
         self.c = c
         self.head = nn.Linear(width, num_classes)
 

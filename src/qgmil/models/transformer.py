@@ -99,7 +99,7 @@ class TransformerMIL(Aggregator):
         if width % num_heads:
             raise ConfigError(f"num_heads={num_heads} must divide width={width}")
         self.embed = nn.Sequential(nn.Linear(in_dim, width), Dropout(dropout))
-        self.cls_token = nn.Parameter(torch.zeros(1, width)) if pooling == "cls" else None
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if pooling == "cls" else None
         self.blocks = nn.ModuleList(
             EncoderBlock(width, num_heads, ffn_dim, dropout, attention_dropout) for _ in range(num_layers)
         )
@@ -109,13 +109,17 @@ class TransformerMIL(Aggregator):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Truncated normal of 0.02 for weights, zero biases."""
+        """Truncated normal of 0.02 for weights, zero biases; a class token of the scale of the normed stream.
+
+        The token's state goes through a LayerNorm before the head. Begun near zero, it is blown up there to whatever
+        direction it first takes: all bags of a class end on one point, and their ranking is lost.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         if self.cls_token is not None:
-            nn.init.trunc_normal_(self.cls_token, std=0.02)
+            nn.init.normal_(self.cls_token)
 
     def compile_parts(self, mode: str = "default", **options: Any) -> None:
         for block in self.blocks:
@@ -127,7 +131,7 @@ class TransformerMIL(Aggregator):
     def forward_packed(self, bags: PackedBags, return_attention: bool) -> BagOutput:
         h, sizes = self.embed(bags.features), bags.sizes
         if self.cls_token is not None:  # first in each bag
-            token = self.cls_token.to(h.dtype)
+            token = self.cls_token[0].to(h.dtype)
             h = torch.cat([part for rows in h.split(sizes) for part in (token, rows)])
             sizes = tuple(n + 1 for n in sizes)
         for block in self.blocks:

@@ -57,9 +57,9 @@ def options_count(model: Aggregator, bags: tuple[Tensor, ...], labels: Tensor) -
         what = f"loss of a bag of {len(bag)} instances of class {int(label)}, num_classes={model.num_classes}"
 
         def loss(weight: float, rest: float, *, output: BagOutput = output, others: Tensor = others,
-                 label: Tensor = label) -> Tensor:  # fmt: skip
+                 label: Tensor = label, smoothing: float = 0.0) -> Tensor:  # fmt: skip
             weights = torch.where(others, rest, weight)
-            return model.loss(output, label, class_weights=weights)
+            return model.loss(output, label, class_weights=weights, label_smoothing=smoothing)
 
         one, two, three = (loss(weight, 1.0) for weight in (1.0, 2.0, 3.0))
         smoothed = model.loss(output, label, label_smoothing=0.2)
@@ -67,3 +67,8 @@ def options_count(model: Aggregator, bags: tuple[Tensor, ...], labels: Tensor) -
         expect(not torch.equal(one, two), f"{what} is {one.item():.9g} whether its class weighs 1 or 2")
         expect_close(three - two, two - one, f"growth of the {what} as its class's weight goes from 2 to 3 (1 to 2)")
         expect_close(loss(1.0, 5.0), one, f"{what} with the other classes weighing 5 (against 1)")
+        expect_close(
+            loss(1.0, 5.0, smoothing=0.2),
+            smoothed,
+            f"{what} with label_smoothing=0.2 and the other classes weighing 5 (against 1)",
+        )
