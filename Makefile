@@ -9,7 +9,7 @@ demo: $(READY)
 	$(BIN)/qgmil demo demo-run
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadscope $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check src tests benchmarks
@@ -21,9 +21,9 @@ format: $(READY)
 	$(BIN)/ruff format src tests benchmarks
 	$(BIN)/ruff check --fix src tests benchmarks
 
-# The tables of docs/results.md; MANIFESTS="a/bags.csv b/bags.csv"
+# The tables and figures of docs/results.md, from the results tables in benchmarks/results/
 results: $(READY)
-	$(BIN)/python benchmarks/results.py $(MANIFESTS)
+	$(BIN)/python benchmarks/results.py
 
 # PyTorch goes first, from its pin: the default build brings gigabytes of CUDA where a CPU build is at hand.
 $(READY): pyproject.toml constraints.txt
