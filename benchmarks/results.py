@@ -1,87 +1,147 @@
-"""The tables of docs/results.md: train and compare aggregators on manifests, resumably.
+"""The tables and figures of docs/results.md, from the results tables in benchmarks/results/.
 
-    python benchmarks/results.py COHORT/bags.csv [...] [-o runs/results] [--seeds 3]
+    python benchmarks/results.py                                  # write them into the page
+    python benchmarks/results.py --check                          # only say whether the page has them
+    python benchmarks/results.py --take runs/paper/results.parquet --as paper
 
-Every aggregator gets the same patient folds and the same recipe (the defaults of `qgmil train`). Killed and started
-again, it trains only what is missing. Prints Markdown.
+A block of the page is between ``<!-- NAME -->`` and ``<!-- end NAME -->``; NAME is a results table, and every table has
+a block. A table named ``recipe...`` documents a choice that was made on validation bags, and is shown by validation
+figures alone. `--take` copies the table of a benchmark that has run, after seeing that it forgets no cell of the one
+that is there.
 """
 
 from __future__ import annotations
 
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from statistics import mean, stdev
+from typing import Annotated, Any
 
 from cyclopts import Parameter, run
 
-from qgmil.cli.output import RichProgress
-from qgmil.report.data import RunResult, Score, load_result
-from qgmil.report.tables import spread
-from qgmil.training.config import TrainConfig
-from qgmil.training.run import resume_run, train_run
-from qgmil.training.runfolder import is_finished
+from qgmil.benchmark import text as words
+from qgmil.benchmark.markdown import table
+from qgmil.benchmark.results import as_table, key_of, read_rows
+from qgmil.benchmark.tables import write_tables
+from qgmil.files import atomic_path, write_text
+
+HERE = Path(__file__).resolve().parent
+TABLES = HERE / "results"
+PAGE = HERE.parent / "docs" / "results.md"
+IMAGES = PAGE.parent / "images"
+BLOCK = re.compile(r"<!-- ([\w-]+) -->\n(.*?)<!-- end \1 -->", re.S)
+RECIPE = "recipe"
+VALIDATION = {"val_macro_f1": "macro F1", "val_auroc": "AUROC", "val_nll": "NLL"}
 
 
 def results(
-    manifests: Annotated[list[Path], Parameter(negative=())],
-    /,
-    *,
-    output: Annotated[Path, Parameter(alias="-o")] = Path("runs/results"),
-    models: tuple[str, ...] = ("qgmil", "abmil_gated", "linear_probe"),
-    folds: int = 5,
-    seeds: int = 3,
-    resplit: bool = True,
-    name: str = "",
+    *, check: bool = False, take: Path | None = None, name: Annotated[str, Parameter(name="--as")] = "paper"
 ) -> None:
-    """Train what is missing and print one table a manifest.
+    """Write the blocks of docs/results.md.
 
     Parameters
     ----------
-    manifests
-        Tables of bags; the folder's name is the cohort's.
-    output
-        Folder for the runs.
-    models
-        Aggregators.
-    folds
-        Folds by patient.
-    seeds
-        Seeds.
-    resplit
-        New folds for every seed.
+    check
+        Write nothing; end with 1 if the page is not up to date.
+    take
+        First copy this results table here.
     name
-        Suffix of the run folders, for trying another recipe.
+        What it is called here.
     """
-    for manifest in manifests:
-        cohort = manifest.resolve().parent.name if manifest.stem == "bags" else manifest.stem
-        found = []
-        for model in models:
-            folder = output / f"{cohort}-{model}{name}"
-            values = {"model": model, "folds": folds, "seeds": seeds, "resplit": resplit}
-            if not is_finished(folder):
-                with RichProgress() as progress:
-                    if (folder / "config.yaml").is_file():
-                        resume_run(folder, progress)
-                    else:
-                        train_run(manifest, folder, TrainConfig.build(values), progress)
-            found.append(load_result(folder))
-        print(markdown(cohort, found), flush=True)
+    if take is not None:
+        take_table(take, TABLES / f"{name}.parquet")
+    page = PAGE.read_text(encoding="utf-8")
+    wrong = mismatches(page, TABLES)
+    if wrong:
+        sys.exit(f"{PAGE}: {'; '.join(wrong)}")
+    new = with_blocks(page, TABLES, None if check else IMAGES)
+    if check and new != page:
+        sys.exit(f"{PAGE}: is not what the results tables say: run python benchmarks/results.py")
+    if new != page:
+        write_text(PAGE, new)
 
 
-def markdown(cohort: str, found: list[RunResult]) -> str:
-    """One cohort's table."""
-    bags = found[0].metrics["pooled"]["n_bags"]
-    lines = [f"\n**{cohort}**: {bags} bags, {found[0].cells} models an aggregator", ""]
-    columns = ("aggregator", "macro F1", "pooled macro F1", "95 % interval", "AUROC", "ECE (pooled)", "NLL (pooled)")
-    columns = (*columns, "top-10 % mass", "time")
-    lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    for result in found:
-        low, high = result.interval("macro_f1") or (float("nan"),) * 2
-        top = result.attention("top_10pct")
-        pooled = [spread(result.pooled(n) or Score(None)) for n in ("macro_f1", "ece", "nll")]
-        cells = [result.model, spread(result.score("macro_f1")), pooled[0], f"{low:.2f} to {high:.2f}"]
-        cells += [spread(result.score("auroc")), *pooled[1:], "none" if top is None else spread(top)]
-        lines.append(f"| {' | '.join([*cells, f'{result.seconds:.0f} s'])} |")
-    return "\n".join(lines)
+def take_table(source: Path, target: Path) -> None:
+    """Copy a results table, unless a finished cell of the old one would be lost."""
+    if target.is_file():
+        there = {key_of(r) for r in read_rows(source) if r["status"] == "finished"}
+        lost = [r for r in read_rows(target) if r["status"] == "finished" and key_of(r) not in there]
+        if lost:
+            sys.exit(f"{source}: lacks {len(lost)} cells that {target} has: run it with --known {target} first")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(target) as partial:
+        shutil.copyfile(source, partial)
+
+
+def mismatches(page: str, tables: Path) -> list[str]:
+    """Blocks without a table and tables without a block, in words; that there are neither is wrong as well."""
+    blocks = {found[1] for found in BLOCK.finditer(page)}
+    files = {path.stem for path in tables.glob("*.parquet")}
+    wrong = [f"the block {name} has no results table {tables / name}.parquet" for name in sorted(blocks - files)]
+    for name in sorted(files - blocks):
+        wrong.append(f"no block shows {tables / name}.parquet: add <!-- {name} --> and <!-- end {name} -->")
+    return wrong if blocks or files else [f"has no block, and {tables} no results table"]
+
+
+def with_blocks(page: str, tables: Path, images: Path | None) -> str:
+    """The page with every block made anew; figures go to `images`, if given."""
+    return BLOCK.sub(
+        lambda found: f"<!-- {found[1]} -->\n{block(found[1], tables, images)}<!-- end {found[1]} -->", page
+    )
+
+
+def block(name: str, tables: Path, images: Path | None) -> str:
+    """What `qgmil benchmark` writes of a results table, one heading deeper, its figures named after it."""
+    found = read_rows(tables / f"{name}.parquet")
+    if name.startswith(RECIPE):
+        return recipe_block(found)
+    rows = as_table(found)
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_tables(Path(folder), rows)
+        text = next(f for f in files if f.name == "results.md").read_text(encoding="utf-8")
+        for file in files:
+            if images is not None and file.suffix == ".png":
+                images.mkdir(exist_ok=True)
+                shutil.copyfile(file, images / f"{name}_{file.name}")
+    text = re.sub(r"\A# .*\n+", "", text)
+    text = re.sub(r"^## ", "### ", text, flags=re.M)
+    return re.sub(r"\]\((\w+\.png)\)", rf"](images/{name}_\1)", text)
+
+
+def recipe_block(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A table of validation figures, a row a model in the order of `rows`: what was chosen on them has no test figures.
+
+    Each is mean ± sd over the finished cells of a data set, with their number where others have more.
+    """
+    cells: dict[str, dict[str, list[Mapping[str, Any]]]] = {}  # {model: {data set: rows}}
+    most: dict[str, int] = {}
+    for row in rows:
+        name = row["dataset"] + (f" ({row['features']})" if row["features"] else "")
+        there = cells.setdefault(row["model"], {}).setdefault(name, [])
+        if row["status"] == "finished":
+            there.append(row)
+        most[name] = max(most.get(name, 0), len(there))
+    head = ["model", *(f"{words.markdown(name)}: val {figure}" for name in most for figure in VALIDATION.values())]
+    lines = []
+    for model, mine in cells.items():
+        figures = [_over(mine.get(name, []), column, most[name]) for name in most for column in VALIDATION]
+        lines.append([words.markdown(model), *figures])
+    counts = ", ".join(f"{words.markdown(name)} {count}" for name, count in most.items())
+    caption = f"Validation bags alone, mean ± sd over cells ({counts}); test bags played no part in the choice."
+    return f"{table(head, lines)}\n\n{caption}\n"
+
+
+def _over(rows: list[Mapping[str, Any]], column: str, most: int) -> str:
+    """``mean ± sd`` of a column over the rows in which it is defined, with their number where it is not `most`."""
+    values = [row[column] for row in rows if row[column] is not None]
+    if not values:
+        return words.UNDEFINED
+    said = words.spread(mean(values), stdev(values) if len(values) > 1 else None)
+    return said if len(values) == most else f"{said} ({len(values)} of {most})"
 
 
 if __name__ == "__main__":

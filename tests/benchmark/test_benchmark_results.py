@@ -48,6 +48,24 @@ def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
     assert read_rows(tmp_path) == [row()]
 
 
+def test_what_no_longer_belongs_is_set_aside_and_never_lost(tmp_path: Path) -> None:
+    kept = Results(tmp_path)
+    for one in (row(0), row(1), row(2), row(0, model="gone")):
+        kept.add(one)
+    places = {("d", "", "m", fold, 0): "f" for fold in range(3)}
+    assert kept.keep_only({**places, ("d", "", "m", 1, 0): "new"}) == 2
+    kept.add(row(1, fingerprint="new"))
+    kept.flush()
+    stale = [row(1), row(0, model="gone")]
+    assert read_rows(tmp_path) == read_rows(tmp_path / "results.parquet") == [row(0), row(2), row(1, fingerprint="new")]
+    assert len(pl.read_csv(tmp_path / "results.csv")) == 3 and read_rows(tmp_path / "replaced.parquet") == stale
+    kept.add(row(0, model="gone"))  # as if the tables had not been written before a kill
+    kept = Results(tmp_path)
+    assert kept.keep_only(places) == 2  # the old row of the place is appended, the one that is there is not doubled
+    assert read_rows(tmp_path / "replaced.parquet") == [*stale, row(1, fingerprint="new")]
+    assert kept.keep_only(places) == 0
+
+
 def test_the_tables_are_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "FLUSH_SECONDS", -1.0)
     Results(tmp_path).add(row())

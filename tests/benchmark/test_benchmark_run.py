@@ -190,7 +190,7 @@ def test_changed_cells_are_never_overwritten(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run(spec(cohort), tmp_path, monkeypatch)
+    first, _ = run(spec(cohort), tmp_path, monkeypatch)
     other = spec(cohort, common={**COMMON, "lr": 1e-3, "clip": 0.5})
     cell = tmp_path / "cells" / "made" / "abmil" / "fold0_seed0"
     before = (cell / "metrics.json").read_bytes()
@@ -201,9 +201,53 @@ def test_changed_cells_are_never_overwritten(
     assert len(jobs) == 2 and result.finished == 2
     aside = tmp_path / "replaced" / "made" / "abmil" / "fold0_seed0"
     assert (aside / "metrics.json").read_bytes() == before != (cell / "metrics.json").read_bytes()
-    assert len(read_rows(tmp_path)) == 2
+    assert read_rows(tmp_path) == result.rows and read_rows(tmp_path / "replaced.parquet") == first.rows
     back, _ = run(spec(cohort), tmp_path, monkeypatch, redo_changed=True)
     assert (aside.parent / "fold0_seed0.2").is_dir() and back.finished == 2
+
+
+def test_the_tables_have_the_cells_of_the_yaml_alone(
+    cohort: Path, finished: tuple[Path, list], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "results.parquet").write_bytes((finished[0] / "results.parquet").read_bytes())
+    by_model = {m: [r for r in finished[1] if r["model"] == m] for m in ("abmil", "small", "linear_probe")}
+    small = {**MODELS["small"], "train": {"epochs": 1}}  # changed, but outside --only: neither refused nor shown
+    models = {"abmil": ABMIL, "linear_probe": {}, "small": small}
+    again, jobs = run(spec(cohort, models=models), tmp_path, monkeypatch, only={"model": ["linear_probe"]})
+    assert jobs == [] and (again.cells, again.finished) == (2, 2)
+    there = read_rows(tmp_path / "results.parquet")
+    assert there == again.rows and len(there) == 4  # those outside --only among them
+    assert [r for r in there if r["model"] == "abmil"] == by_model["abmil"]
+    assert pl.read_csv(tmp_path / "results.csv")["model"].to_list() == ["abmil", "linear_probe"] * 2
+    aside = read_rows(tmp_path / "replaced.parquet")
+    assert len(aside) == 6 and [r for r in aside if r["model"] == "small"] == by_model["small"]
+    run(spec(cohort), tmp_path, monkeypatch)
+    assert read_rows(tmp_path / "results.parquet") == by_model["abmil"]
+    assert read_rows(tmp_path / "replaced.parquet") == [*aside, *by_model["linear_probe"]]
+
+
+def test_known_rows_take_the_place_of_changed_ones(
+    cohort: Path, finished: tuple[Path, list], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = spec(cohort, common={**COMMON, "epochs": 1})
+    old, _ = run(other, tmp_path / "out", monkeypatch)
+    tables = [finished[0] / "results.parquet", tmp_path / "other.parquet"]
+    tables[1].write_bytes((tmp_path / "out" / "results.parquet").read_bytes())  # the same cells, of other settings
+    cell = tmp_path / "out" / "cells" / "made" / "abmil" / "fold0_seed0"
+    before = (cell / "metrics.json").read_bytes()
+    for known in (tables, tables[::-1]):
+        result, jobs = run(spec(cohort), tmp_path / f"{known is tables}", monkeypatch, known=known)
+        assert jobs == [] and result.rows == [r for r in finished[1] if r["model"] == "abmil"]
+    result, jobs = run(spec(cohort), tmp_path / "out", monkeypatch, known=tables)
+    assert jobs == [] and result.rows == [r for r in finished[1] if r["model"] == "abmil"]
+    assert read_rows(tmp_path / "out") == result.rows
+    assert read_rows(tmp_path / "out" / "replaced.parquet") == old.rows
+    assert not cell.exists()  # of other settings than its row
+    assert (tmp_path / "out" / "replaced" / "made" / "abmil" / "fold0_seed0" / "metrics.json").read_bytes() == before
+    (tmp_path / "bare").mkdir()  # a table without run folders
+    (tmp_path / "bare" / "results.parquet").write_bytes(tables[1].read_bytes())
+    result, jobs = run(spec(cohort), tmp_path / "bare", monkeypatch, known=tables, redo_changed=True)
+    assert jobs == [] and [r["epochs"] for r in result.rows] == [2, 2]
 
 
 def test_a_changed_row_without_its_folder_is_not_overwritten_either(

@@ -68,10 +68,20 @@ def test_ties_share_a_rank() -> None:
     assert "no variance" in equal["difference_undefined"]
 
 
-def test_controls_and_the_own_family_are_no_baseline() -> None:
+def test_floors_and_the_own_family_are_no_baseline() -> None:
+    good, floors = [[0.99, 0.99]] * 3, {"majority": [[0.3, 0.3]] * 3, "bag_size": [[1.0, 1.0]] * 3}
+    found = lines_of(scores({**VALUES, "qgmil_b": good, **floors}))
+    assert found["qgmil"]["best_baseline"] == "abmil" and found["abmil"]["best_baseline"] == "qgmil_b"
+    assert found["majority"]["best_baseline"] == "qgmil_b"
+
+
+def test_the_linear_probe_can_be_the_best_baseline() -> None:
     good = [[0.99, 0.99]] * 3
     found = lines_of(scores({**VALUES, "qgmil_b": good, "linear_probe": good, "majority": [[0.3, 0.3]] * 3}))
-    assert found["qgmil"]["best_baseline"] == "abmil" and found["abmil"]["best_baseline"] == "qgmil_b"
+    assert found["qgmil"]["best_baseline"] == found["qgmil_b"]["best_baseline"] == "linear_probe"
+    assert found["abmil"]["best_baseline"] == "linear_probe"  # as good as qgmil_b, and before it by name
+    ours = np.mean([np.mean(fold) for fold in VALUES["qgmil"]])
+    assert found["qgmil"]["difference"] == pytest.approx(ours - 0.99) and found["qgmil_b"]["difference"] == 0
     assert found["linear_probe"]["best_baseline"] == "qgmil_b" and found["linear_probe"]["control"]
     assert found["linear_probe"]["rank"] == 1.5 and found["qgmil_b"]["rank"] == 1.5
     assert found["majority"]["rank"] is None and found["majority"]["rank_models"] == 5

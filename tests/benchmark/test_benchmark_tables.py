@@ -52,7 +52,8 @@ def test_the_terminal_has_every_model_and_fits(summary: BenchmarkSummary) -> Non
             assert shown in part and f"{line['macro_f1_low']:.2f}–{line['macro_f1_high']:.2f}" in part
             assert f"{line['ece']:.2f}→{line['ece_calibrated']:.2f}" in part
         assert part.count("(control)") == 2 and "none" in part
-    assert "3 folds × 2 seeds (6 cells)" in said and "Nadeau and Bengio" in said and "Wilcoxon" in said
+    assert "3 folds × 2 seeds (6 cells)" in said and "(Nadeau and Bengio 2003)" in " ".join(said.split())
+    assert "Wilcoxon" in said
     assert "Over 3 data sets" in said and "not ranked" in said and "(reference)" in said
 
 
@@ -60,6 +61,45 @@ def test_one_data_set_has_no_overall_table() -> None:
     said = printed(table(scores({"qgmil": [[0.5], [0.7]], "abmil": [[0.4], [0.7]]})))
     assert "Over " not in said and "Friedman" not in said and "d: 2 models" in said
     assert "undef." in said and "no pooled figures" in said  # no predictions in this table
+
+
+def test_each_task_has_its_own_caption_where_they_differ(summary: BenchmarkSummary) -> None:
+    rows = scores({"qgmil": [[0.5], [0.7]], "abmil": [[0.4], [0.7]]})
+    rows += scores({"qgmil": [[0.5, 0.6]] * 3, "abmil": [[0.4, 0.7]] * 3}, dataset="e")
+    said = " ".join(printed(table(rows)).split())
+    first, second = said.split("d: 2 models")[1].split("e: 2 models")
+    assert first.count("Mean ± sd over 2 folds × 1 seed (2 cells)") == 1 and "3 folds" not in first
+    assert second.count("Mean ± sd over 3 folds × 2 seeds (6 cells)") == 1 and "2 folds" not in second
+    assert second.index("Mean ± sd over 3 folds") < second.index("Over 2 data sets")
+    same = printed(summary)
+    assert same.count("Mean ± sd over") == 1 and same.index("Over 3 data sets") < same.index("Mean ± sd over")
+
+
+def test_captions_say_what_can_be_the_baseline_and_what_is_taken_as_independent(summary: BenchmarkSummary) -> None:
+    said = " ".join(printed(summary).split())
+    assert "mean macro F1 on the same cells (not bag size or majority class; for a QG-MIL no other QG-MIL)" in said
+    assert "Data sets are taken as independent, which those from the same data (draws, feature sets, " in said
+    assert "independent" not in printed(table(scores({"qgmil": [[0.5], [0.7]], "abmil": [[0.4], [0.7]]})))
+
+
+def test_the_command_sums_up_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from qgmil.benchmark import summary as module
+    from qgmil.benchmark import tables
+    from qgmil.cli.benchmark import _tables
+
+    calls: list[BenchmarkSummary] = []
+
+    def counted(rows: pl.DataFrame) -> BenchmarkSummary:
+        calls.append(summarise_benchmark(rows, resamples=10))
+        return calls[-1]
+
+    monkeypatch.setattr(module, "summarise_benchmark", counted)
+    monkeypatch.setattr(tables, "summarise_benchmark", counted)
+    _tables(tmp_path, scores({"qgmil": [[0.5], [0.7]], "abmil": [[0.4], [0.7]]}), quiet=False)
+    assert len(calls) == 1 and "d: 2 models" in capsys.readouterr().out
+    assert (tmp_path / "tables" / "results.md").is_file()
 
 
 def test_what_is_missing_is_named() -> None:
@@ -91,6 +131,12 @@ def test_markdown_has_the_numbers(tmp_path: Path, summary: BenchmarkSummary) -> 
             assert (cells["top 10 %"] == "none") == (line["model"] != "abmil_gated")
             assert cells["peak MB"] == f"{line['peak_mb']:.0f}"
     assert page.count("3 folds × 2 seeds (6 cells)") == 1  # one caption, as all data sets have the same grid
+    matrix = markdown_rows(page, "Macro F1")
+    assert matrix["model"][1:] == [text.markdown(task.name) for task in summary.tasks]
+    for place, task in enumerate(summary.tasks, 1):
+        for line in summary.lines[task.name]:
+            f1 = f"{line['macro_f1_mean']:.2f} ± {line['macro_f1_sd']:.2f}"
+            assert matrix[text.markdown(line["model"])][place] == (f"**{f1}**" if line["rank"] == 1 else f1)
     overall = markdown_rows(page, "Over data sets")
     for s in summary.overall.standings:
         [cells] = [c for name, c in overall.items() if name.split(" (")[0] == text.markdown(s.model)]

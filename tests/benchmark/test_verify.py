@@ -71,10 +71,25 @@ class Unnormalised(ABMIL):
         return out
 
 
+class Raising(ABMIL):
+    """It has a bug."""
+
+    def forward_packed(self, bags: PackedBags, return_attention: bool) -> BagOutput:
+        raise RuntimeError("shapes (2, 3)\n  and (4, 5) do not fit")
+
+
+class Failing(ABMIL):
+    """It trains, and fails where its attention is asked for, without a word."""
+
+    def forward_packed(self, bags: PackedBags, return_attention: bool) -> BagOutput:
+        assert not return_attention
+        return super().forward_packed(bags, return_attention)
+
+
 @pytest.fixture(autouse=True)
 def _broken(monkeypatch: pytest.MonkeyPatch) -> None:
     registry.model_entries()
-    for cls in (Inverted, Deaf, Peeking, Unnormalised):
+    for cls in (Inverted, Deaf, Peeking, Unnormalised, Raising, Failing):
         monkeypatch.setitem(registry._ENTRIES, cls.__name__.lower(), registry.Entry(cls, {}, "broken"))
 
 
@@ -161,6 +176,28 @@ def test_broken_models_are_caught_when_they_are_trained(name: str, said: str, ea
     assert any(fault.startswith(said) for fault in check.faults), check
 
 
+def test_any_exception_in_a_model_is_its_fault_and_the_others_are_still_checked() -> None:
+    seen: list[Check] = []
+    checks = verify(["raising", "failing", "majority"], [EASY], quick=True, on_check=seen.append)
+    assert seen == checks
+    assert [c.model for c in checks] == ["raising", "failing", "majority"]
+    assert checks[0].faults == ("RuntimeError: shapes (2, 3) and (4, 5) do not fit",)
+    assert checks[0].row()["verdict"] == "RuntimeError: shapes (2, 3) and (4, 5) do not fit"
+    assert checks[0].macro_f1 is None
+    assert [f.split(":")[0] for f in checks[1].faults] == ["AssertionError"]
+    assert checks[2].faults == ()
+    assert checks[2].macro_f1 is not None
+
+
+def test_an_interrupt_is_no_fault_of_a_model(easy: _Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> BagOutput:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Raising, "forward_packed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        check_model("raising", easy, quick=True)
+
+
 def test_a_model_that_knows_the_answers_is_caught(hard: _Data) -> None:
     check = check_model("peeking", hard, quick=True)
     assert "is above" in check.faults[0]
@@ -201,6 +238,24 @@ def test_the_tasks() -> None:
         (4, 0.3, 3.0, 7),
         (2, 0.1, 3.0, 7),
     ]
+    assert {t.sizes for t in whole} == {(10, 30)}
+    larger = tasks(sizes=(50, 60))
+    assert larger == [replace(t, sizes=(50, 60)) for t in whole]
+
+
+def test_sizes_are_those_of_the_bags_and_of_the_bounds(easy: _Data) -> None:
+    (task, _) = tasks(quick=True, sizes=(4, 6))
+    data = _Data.load(task)
+    assert {len(bag) for part in (data.train, data.val, data.test) for bag in part} == {4, 5, 6}
+    assert data.bounds.ap_random[1] > easy.bounds.ap_random[1]  # one witness of five is found more easily by chance
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"), [((5,), "sizes 5: "), ((9, 5), "sizes 9 5: "), ((1, 5), "sizes 1 5: "), ((2, 3, 4), "2 3 4: ")]
+)
+def test_sizes_that_are_no_range_are_named(sizes: tuple[int, ...], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"{said}must be two whole numbers, the fewest"):
+        tasks(sizes=sizes)
 
 
 def test_mistakes_are_named(easy: _Data) -> None:

@@ -253,6 +253,21 @@ def _merged(made: list[Variant]) -> tuple[Variant, ...]:
     return tuple(found)
 
 
-def models_section(plan: Collection[Variant]) -> dict[str, dict[str, Any]]:
-    """The variants as the section `models` of a benchmark; each model once."""
-    return {v.name: {"model": v.model, "options": dict(v.options)} for v in plan if v.same_as is None}
+def models_section(plan: Collection[Variant], train: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """The variants as the section `models` of a benchmark, each model once, all with these fields of training."""
+    own = {"train": dict(train)} if train else {}
+    return {v.name: {"model": v.model, "options": dict(v.options), **own} for v in plan if v.same_as is None}
+
+
+def check_recipe(plan: Collection[Variant], recipe: Any, source: str) -> None:
+    """Refuse the published recipe where variants have none.
+
+    Raises:
+        ConfigError: with `source`, which asked for it.
+    """
+    without = [v.name for v in plan if not find_entry(v.model).cls.published_recipe]
+    if recipe == "published" and without:
+        raise ConfigError(
+            f"{source}: no published recipe of {without[0]!r} is known, and variants are compared under one recipe; "
+            "use --recipe common"
+        )

@@ -18,7 +18,7 @@ from qgmil.benchmark.spec import BenchmarkSpec, DatasetSpec, SourceSpec
 from qgmil.errors import ConfigError, QGMILError
 from qgmil.models.base import ClosedForm
 from qgmil.training.config import SplitConfig, TrainConfig
-from qgmil.training.device import choose_device
+from qgmil.training.device import choose_device, choose_precision
 from qgmil.training.fit import build_model, check_classes
 from qgmil.training.run import make_splits
 from qgmil.training.share import count_processes
@@ -45,6 +45,9 @@ class PlannedCell:
         source: the bags, as `describe_source` has them.
         identity: hash of the bags.
         search: the section of the yaml, checked; None without a search.
+        salt: of the hashes that stand for names in the results: the identity of the bags, for a data set that is drawn
+            that of its first draw.
+        precision: what `config.precision` means on this machine, which decides it for all that compute cells.
     """
 
     dataset: str
@@ -60,6 +63,8 @@ class PlannedCell:
     source: dict[str, Any]
     identity: str
     search: dict[str, Any] | None = None
+    salt: str = ""
+    precision: str = "32"
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -74,8 +79,13 @@ class PlannedCell:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Everything that decides the result, as JSON: what two fingerprints differ in."""
+        """Everything that decides the result, as JSON: what two fingerprints differ in.
+
+        The precision "auto" counts as what it comes to, and as the default, which is left out, where that is float32.
+        """
         fields = self.config.model_dump(mode="json", exclude_defaults=True)
+        if self.config.precision == "auto" and self.precision != "32":
+            fields["precision"] = self.precision
         left_out = {*EXECUTION, *SplitConfig.model_fields, "model", "options", "recipe"}  # its values count
         split = json.dumps([self.split.train, self.split.val, self.split.test])
         return {
@@ -97,11 +107,11 @@ class PlannedCell:
 
     def job(self, folder: str) -> dict[str, Any]:
         """The cell as JSON, for `qgmil.benchmark.worker.run_job`."""
-        names = (*GRID, "draw", "recipe", "source", "identity", "search", "settings", "fingerprint", "id")
+        names = (*GRID, "draw", "recipe", "source", "identity", "search", "salt", "settings", "fingerprint", "id")
         return {
             **{name: getattr(self, name) for name in names},
             "folder": folder,
-            "config": self.config.model_dump(mode="json"),
+            "config": {**self.config.model_dump(mode="json"), "precision": self.precision},
             "split": {"name": self.split.name, **{side: list(ids) for side, ids in self.split.sides().items()}},
             "classes": list(self.classes),
         }
@@ -177,17 +187,20 @@ class _Planner:
         cells = []
         first: dict[tuple[int, int], tuple[Split, dict[str, str | None]]] = {}
         for features, source in self.dataset.sources().items():
-            for seed, fold, draw, facts, split in self._parts(source):
-                if features == next(iter(self.dataset.sources())):
-                    first[seed, fold] = split, facts.labels
-                else:
-                    split = _same_bags(features, facts, *first[seed, fold])
+            parts = list(self._parts(source))
+            salt = parts[0][3].identity
+            if features == next(iter(self.dataset.sources())):
+                first = {(seed, fold): (split, facts.labels) for seed, fold, _, facts, split in parts}
+            else:
+                _same_grid(next(iter(self.dataset.sources())), features, first, {(part[0], part[1]) for part in parts})
+            for seed, fold, draw, facts, split in parts:
+                split = _same_bags(features, facts, *first[seed, fold])
                 for label in self.spec.all_models():
                     config = self._config(source, label, seed)
                     self._check(label, config, facts, split)
                     place = (self.name, features, label, fold, seed, draw, self.spec.recipe_of(label))
                     data = (split, facts.classes, facts.source, facts.identity)
-                    cells.append(PlannedCell(*place, config, *data, self.search))
+                    cells.append(PlannedCell(*place, config, *data, self.search, salt, _precision(label, config)))
         return cells
 
     def _parts(self, source: SourceSpec) -> Iterator[tuple[int, int, int | None, _Facts, Split]]:
@@ -257,6 +270,33 @@ class _Planner:
                 count_processes(config, choose_device(config.device))
         except ConfigError as error:
             raise ConfigError(f"models.{label}: {error}") from None
+
+
+def _precision(label: str, config: TrainConfig) -> str:
+    """The precision as `TrainConfig` names it, with "auto" decided by this machine's device."""
+    if config.precision != "auto":
+        return config.precision
+    try:
+        lightning = choose_precision("auto", choose_device(config.device))
+    except ConfigError as error:
+        raise ConfigError(
+            f"models.{label}: precision is auto, which this machine decides for all cells, but {error}; set precision "
+            "to 32, bf16 or 16"
+        ) from None
+    return {"32-true": "32", "bf16-mixed": "bf16", "16-mixed": "16"}[lightning]
+
+
+def _same_grid(one: str, other: str, first: Collection[tuple[int, int]], there: Collection[tuple[int, int]]) -> None:
+    """Feature sets are compared cell by cell, so each must have all seeds and folds of the others."""
+    different = sorted(set(first) ^ set(there))
+    if different:
+        seed, fold = different[0]
+        having, lacking = (one, other) if different[0] in first else (other, one)
+        raise ConfigError(
+            f"features.{one} and features.{other} have different splits, {len(first)} and {len(there)} pairs of seed "
+            f"and fold: features.{having} has seed {seed}, fold {fold}, and features.{lacking} has not; a comparison "
+            "of features needs the same ones"
+        )
 
 
 def _same_bags(features: str, facts: _Facts, split: Split, labels: dict[str, str | None]) -> Split:

@@ -15,9 +15,10 @@ Place = tuple[int, int]
 """(fold, seed)."""
 
 CONTROLS = ("linear_probe", "bag_size", "majority")
-"""Aggregators that are in a table to show what needs no attention over instances; never 'the best baseline'."""
+"""Aggregators that are in a table to show what needs no attention over instances."""
 FLOORS = ("bag_size", "majority")
-"""Controls that do not look at the features: shown, not ranked, as ranking them would make every test significant."""
+"""Controls that do not look at the features: shown, not ranked, as ranking them would make every test significant, and
+never 'the best baseline'."""
 FAMILY = "qgmil"
 """Aggregators whose names begin so are variants of one method."""
 

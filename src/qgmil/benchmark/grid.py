@@ -14,9 +14,9 @@ import yaml
 
 from qgmil.benchmark.cells import PlannedCell, chosen, plan
 from qgmil.benchmark.engines import Job, choose_engine
-from qgmil.benchmark.results import Results, key_of
+from qgmil.benchmark.results import REPLACED, Results, key_of
 from qgmil.benchmark.spec import BenchmarkSpec
-from qgmil.benchmark.survey import Survey, cell_folder, move_changed, refuse_changed, survey
+from qgmil.benchmark.survey import Survey, cell_folder, move_aside, refuse_changed, survey
 from qgmil.benchmark.timeleft import TimeLeft
 from qgmil.errors import ConfigError, RunError
 from qgmil.files import write_text
@@ -98,13 +98,15 @@ def run_benchmark(
         engine, address: "local", or "ray" and the address of its cluster.
         only: parts of the grid, as {"dataset": names, "model": names, ...}.
         max_minutes: start no cell later than that.
-        known: results tables of other runs, whose rows count as done where the fingerprint is the same.
+        known: results tables of other runs, whose rows count as done where the fingerprint is the same; they take the
+            place of results of changed cells.
         retry_failed: compute failed cells again.
         redo_changed: move results of changed cells aside and compute them again, instead of refusing.
         progress: told how it goes.
 
     Returns:
-        The rows of all cells of the spec that are done, also by earlier calls.
+        The rows of all cells of the spec that are done, also by earlier calls. The tables in the folder have these and
+        no others: rows of cells that the spec no longer has, or has with other settings, go to ``replaced.parquet``.
 
     Raises:
         QGMILError: whatever is wrong with the spec, before anything is trained.
@@ -121,10 +123,14 @@ def run_benchmark(
         write_text(folder / SPEC, yaml.safe_dump(settings, sort_keys=False))
         results = Results(folder)
         state = survey(cells, results, folder, [*spec.known, *known], retry_failed=retry_failed)
-        todo = _todo(state, wanted, results, folder, redo_changed=redo_changed)
+        todo = _todo(state, wanted, folder, redo_changed=redo_changed)
+        move_aside(state.superseded, folder)
         if state.unused:
             progress.note(f"{state.unused} rows of known tables are of other settings than this benchmark's: not used")
         order = [c.key for c in cells]
+        stale = results.keep_only({c.key: c.fingerprint for c in cells})
+        if stale:
+            progress.note(f"{stale} rows are of no cell of this benchmark as it is now: moved to {folder / REPLACED}")
         for row in state.adopted:
             results.rows[key_of(row)] = row
         results.flush(order)
@@ -173,17 +179,15 @@ def state_of(
     return cells, survey(cells, Results(folder), folder, [*spec.known, *known])
 
 
-def _todo(
-    state: Survey, wanted: Sequence[PlannedCell], results: Results, folder: Path, *, redo_changed: bool
-) -> list[PlannedCell]:
+def _todo(state: Survey, wanted: Sequence[PlannedCell], folder: Path, *, redo_changed: bool) -> list[PlannedCell]:
     """The cells to compute, in order; those that changed among them if they may be computed again."""
     keys = {c.key for c in wanted}
     changed = [(c, why) for c, why in state.changed if c.key in keys]
     if not redo_changed:
         refuse_changed(changed, folder)
-    again = {c.key for c in move_changed(changed, results, folder)} if redo_changed else set()
-    new = {c.key for c in state.todo} & keys
-    return [c for c in wanted if c.key in new | again]
+    move_aside((c for c, _ in changed), folder)
+    todo = {c.key for c in (*state.todo, *(c for c, _ in changed))}
+    return [c for c in wanted if c.key in todo]
 
 
 def _compute(

@@ -37,7 +37,7 @@ def markdown_page(summary: BenchmarkSummary, title: str, figures: Sequence[str] 
     """The whole page: over data sets first where there are several, then one table a data set."""
     parts = [f"# {text.markdown(title)}"]
     if len(summary.tasks) > 1:
-        parts += ["## Over data sets", _matrix(summary), _overall(summary), overall_caption_text(summary)]
+        parts += ["## Macro F1", _matrix(summary), "## Over data sets", _overall(summary), overall_caption_text(summary)]
     for name in figures:
         parts.append(f"![{FIGURES.get(name, name)}]({name})")
     captions = {task.name: task_caption(task, summary.lines[task.name]) for task in summary.tasks}
@@ -112,7 +112,7 @@ def _matrix(summary: BenchmarkSummary) -> str:
         [text.markdown(s.model), *(_score(found.get((t.name, s.model)), summary.lines[t.name]) for t in tasks)]
         for s in summary.overall.standings
     ]
-    return table(("macro F1", *(text.markdown(task.name) for task in tasks)), rows)
+    return table(("model", *(text.markdown(task.name) for task in tasks)), rows)
 
 
 def _score(line: Line | None, lines: list[Line]) -> str:

@@ -27,9 +27,9 @@ def task_caption(task: Task, lines: list[Line]) -> str:
     text = (
         f"Mean ± sd over {grid_text(task)}. 95 %: bootstrap over patients of the macro F1 of pooled out-of-fold "
         "predictions, limits averaged over seeds. Difference: to the best baseline, the other model with the highest "
-        "mean macro F1 on the same cells (no control; for a QG-MIL no other QG-MIL); p: corrected resampled t-test "
-        f"(Nadeau and Bengio 2003) over {unit}; not corrected for the number of models. Seed sd: over seeds of the "
-        "mean over folds. ECE and NLL: pooled, mean over seeds."
+        "mean macro F1 on the same cells (not bag size or majority class; for a QG-MIL no other QG-MIL); p: corrected "
+        f"resampled t-test (Nadeau and Bengio 2003) over {unit}; not corrected for the number of models. "
+        "Seed sd: over seeds of the mean over folds. ECE and NLL: pooled, mean over seeds."
     )
     ranked = lines[0]["rank_models"]
     if ranked and lines[0]["rank_cells"] < len(task.grid):
@@ -117,8 +117,11 @@ def overall_caption(summary: BenchmarkSummary) -> str:
             + (f"; no p below {number(least, 4)} is possible with so few data sets" if least and least > 0.001 else "")
             + "."
         )
-    if any(task.features != summary.tasks[0].features for task in summary.tasks):
-        text += " Feature sets of one data set count as data sets, though they are not independent."
+    if len(summary.tasks) > 1:  # a table does not tell which of them share their data
+        text += (
+            " Data sets are taken as independent, which those from the same data (draws, feature sets, few-patient "
+            "versions) are not."
+        )
     return text
 
 

@@ -36,13 +36,15 @@ def shared_means(task: Task, models: Sequence[str]) -> tuple[dict[str, float], i
 
 
 def best_baseline(task: Task, model: str) -> str | None:
-    """The strongest other model that is no control, on the cells of `model`; None if there is none.
+    """The strongest other model that looks at the features, on the cells of `model`; None if there is none.
+
+    The linear probe can be it, as whether attention is worth having is part of the question; the floors cannot.
 
     Candidates are those that share most cells with the model; the best of them has the highest mean macro F1 on these.
     The baseline of a QG-MIL is no other QG-MIL, unless the task has nothing else: a variant that is as good would hide
     the lead of both.
     """
-    others = [m for m in task.models if m != model and not task.is_control(m)]
+    others = [m for m in task.models if m != model and task.is_ranked(m)]
     if task.in_family(model):
         others = [m for m in others if not task.in_family(m)] or others
     found = {m: shared_means(task, [model, m]) for m in others}

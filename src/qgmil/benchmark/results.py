@@ -16,6 +16,7 @@ from qgmil.errors import ReadError
 from qgmil.files import atomic_path
 
 PARQUET, CSV, JOURNAL = "results.parquet", "results.csv", "results.journal.jsonl"
+REPLACED = "replaced.parquet"
 FLUSH_SECONDS = 30.0
 
 _TEXT, _WHOLE, _NUMBER = pl.String(), pl.Int64(), pl.Float64()
@@ -117,6 +118,28 @@ class Results:
         self.rows[key_of(whole)] = whole
         if time.monotonic() - self._written > FLUSH_SECONDS:
             self.flush()
+
+    def keep_only(self, fingerprints: Mapping[Key, str]) -> int:
+        """Set aside the rows of other cells, or of these under other settings; how many. `flush` is to follow.
+
+        They are appended to `REPLACED` before they leave the tables, so that a kill in between loses none.
+
+        Args:
+            fingerprints: of the cells of the benchmark, by their place in the grid.
+
+        Raises:
+            ReadError: what was set aside earlier cannot be read.
+        """
+        stale = [row for key, row in self.rows.items() if row["fingerprint"] != fingerprints.get(key)]
+        if stale:
+            path = self.folder / REPLACED
+            before = read_rows(path) if path.is_file() else []
+            table = as_table([*before, *(row for row in stale if row not in before)])
+            with atomic_path(path) as partial:
+                table.write_parquet(partial)
+        for row in stale:
+            del self.rows[key_of(row)]
+        return len(stale)
 
     def flush(self, order: Sequence[Key] = ()) -> None:
         """Write the tables, in the order of `order` where that is given; the journal has then done its work."""

@@ -19,7 +19,7 @@ _PLACE = ("dataset", "features", "model", "recipe", "fold", "seed", "fingerprint
 
 def write_cell(folder: Path, job: Mapping[str, Any], resources: Mapping[str, Any] | None = None) -> None:
     """Write ``cell.json``: the cell's place in the grid, what decides its result, and what it took to compute."""
-    names = (*_PLACE, "draw", "settings")
+    names = (*_PLACE, "draw", "salt", "settings")
     write_json(folder / CELL, {**{n: job[n] for n in names}, "resources": dict(resources or {})})
 
 
@@ -86,20 +86,25 @@ def finished_row(folder: Path, fingerprint: str) -> dict[str, Any] | None:
 def _predictions(folder: Path, cell: Mapping[str, Any], classes: list[str]) -> dict[str, Any]:
     """The list columns: the test bags with their truth and probabilities.
 
-    Names of bags and patients are replaced by hashes, the same in every cell of a data set (a draw has bags of its
-    own), so that a table can be pooled and passed on without them.
+    Names of bags and patients are replaced by hashes, so that a table can be pooled and passed on without them. They
+    are salted with the identity of the data, which follows from the features: who does not have the data cannot find
+    a name by trying names. For models, seeds and machines they are the same. A draw has bags of its own; its
+    patients, where they are known, are those of the other draws.
     """
-    rows = [r for r in read_predictions(folder) if r["part"] == "test"]
+    every = read_predictions(folder)
+    rows = [r for r in every if r["part"] == "test"]
+    salt = cell.get("salt") or cell["settings"]["data"]
+    patients_known = any(r["patient_id"] != r["bag_id"] for r in every)
 
-    def hashed(name: str) -> str:
-        return hashlib.sha256(f"{cell['dataset']}\0{cell['draw']}\0{name}".encode()).hexdigest()[:12]
+    def hashed(name: str, draw: int | None) -> str:
+        return hashlib.sha256(json.dumps([salt, draw, name]).encode()).hexdigest()[:12]
 
     def columns(prefix: str) -> list[list[float]]:
         return [[float(r[f"{prefix}_{c}"]) for c in classes] for r in rows]
 
     return {
-        "test_bags": [hashed(r["bag_id"]) for r in rows],
-        "test_patients": [hashed(r["patient_id"]) for r in rows],
+        "test_bags": [hashed(r["bag_id"], cell["draw"]) for r in rows],
+        "test_patients": [hashed(r["patient_id"], None if patients_known else cell["draw"]) for r in rows],
         "test_labels": [classes.index(r["label"]) for r in rows],
         "test_probabilities": columns("probability"),
         "test_calibrated": columns("calibrated"),

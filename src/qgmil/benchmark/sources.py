@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -13,13 +14,18 @@ import torch
 
 from qgmil.bags.bag import Bag
 from qgmil.bags.dataset import BagDataset
+from qgmil.bags.readers import bag_files, split_part
 from qgmil.bags.source import Item
 from qgmil.bags.splits import Split
+from qgmil.bags.store import StoredRecord
 from qgmil.benchmark.spec import SourceSpec
 from qgmil.datasets.registry import load_dataset
+from qgmil.errors import ReadError
 from qgmil.training.config import DataConfig, TrainConfig
 from qgmil.training.run import IN_MEMORY_BYTES, open_training_bags
-from qgmil.training.runfolder import source_hash
+
+WHOLE_BYTES = 1 << 20  # up to here a file is hashed whole
+SAMPLE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +34,8 @@ class OpenSource:
 
     Args:
         bags: the labelled bags.
-        identity: hash of the table of bags, or of the named data set with its options and content. It names the same
-            data on every machine.
+        identity: hash of the bags, their labels, patients and features, of how they are read, and of the name and the
+            options of a named data set. It names the same data on every machine, wherever it lies.
         path: what was read.
         splits: the named data set's own splits; empty for a manifest.
     """
@@ -67,7 +73,9 @@ def open_source(source: Mapping[str, Any], *, in_memory: str = "auto", splits: b
     if source.get("manifest"):
         path = Path(source["manifest"])
         config = TrainConfig.build({**reading(source), "in_memory": in_memory}, str(path))
-        return OpenSource(open_training_bags(path, config), source_hash(path), path)
+        bags = open_training_bags(path, config)
+        how = {k: v for k in ("format", "dataset", "bag_per") if (v := getattr(config, k)) is not None}
+        return OpenSource(bags, _identity({"reading": how}, bags), path)
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in source.get("options", {}).items()}
     named = load_dataset(source["named"], source.get("root"), **options)
     bags = named.bags
@@ -78,7 +86,7 @@ def open_source(source: Mapping[str, Any], *, in_memory: str = "auto", splits: b
 
 
 def _identity(head: Mapping[str, Any], bags: BagDataset) -> str:
-    """Hash of the options and the bags: names, labels, patients, and the features or the sizes of their files."""
+    """Hash of the options and the bags: names, labels, patients, and the features or what is in their files."""
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for item in bags.items:
         digest.update(json.dumps([item.bag_id, item.label, item.group, *_content(item)]).encode())
@@ -89,4 +97,41 @@ def _content(item: Item) -> list[Any]:
     if isinstance(item, Bag):
         data = item.features.contiguous().view(torch.uint8).numpy().tobytes()
         return [list(item.features.shape), hashlib.sha256(data).hexdigest()]
-    return [[file.name, file.stat().st_size if file.is_file() else 0] for file in item.files]
+    if isinstance(item, StoredRecord):  # every byte of a store is in its identity
+        return [item.store.header.identity, list(item.parts)]
+    how = {k: v for k, v in item.reading().items() if v is not None}
+    return [how, *(_file_content(path) for path in item.files)]
+
+
+def _file_content(path: Path) -> list[Any]:
+    """What a cell of the table points at: the part of a file, and the digest of each file behind it."""
+    _, part = split_part(path)
+    try:
+        return [part, *(file_digest(file) for file in bag_files(path))]
+    except (ReadError, OSError):  # said when the bag is read
+        return [part, None]
+
+
+def file_digest(path: Path) -> str:
+    """Hash of the size and the content of a file, whatever its name: all of a small one, of a large one a part at its
+    beginning, middle and end, so that thousands of slides take seconds. Features computed anew change all parts.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    stat = path.stat()
+    return _digest(str(path.absolute()), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1 << 18)
+def _digest(path: str, size: int, mtime_ns: int) -> str:
+    """`mtime_ns` is there for the cache: a file that was written again is read again."""
+    digest = hashlib.sha256(f"{size}\0".encode())
+    with Path(path).open("rb") as file:
+        if size <= WHOLE_BYTES:
+            digest.update(file.read())
+        else:
+            for start in (0, (size - SAMPLE_BYTES) // 2, size - SAMPLE_BYTES):
+                file.seek(start)
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from qgmil.datasets.registry import dataset_options, list_datasets
 from qgmil.errors import ConfigError
 from qgmil.models.registry import find_entry, model_entries
 from qgmil.training.config import DataConfig, FitConfig, TrainConfig, describe, read_yaml
@@ -50,9 +51,14 @@ class DatasetSpec(SourceSpec):
     seeds: int | None = Field(None, ge=1)
     val: float | None = Field(None, gt=0, lt=1)
     resplit: bool | None = None
-    split_column: tuple[str, ...] = ()
+    split_column: tuple[str, ...] = Field((), description="Column(s) of the manifest that hold the split.")
     train_patients: int | None = Field(None, ge=2, description="Most patients in each fold's training part.")
     train: dict[str, Any] = Field(default_factory=dict, description="Fields of TrainConfig for this data set.")
+
+    @field_validator("split_column", mode="before")
+    @classmethod
+    def _one_column(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     def sources(self) -> dict[str, SourceSpec]:
         """The feature sets by name; one without a name where there is only one."""
@@ -113,10 +119,7 @@ class BenchmarkSpec(_Section):
                 raise ConfigError(f"{source}: {section} must be a table of name: settings with at least one entry")
             _check_names(list(entries), pattern, f"{source}: {section}")
             raw[section] = {n: _section(kind, e, f"{source}: {section}.{n}") for n, e in entries.items()}
-        known = raw.get("known") or ()
-        raw["known"] = tuple(
-            _path(p, base, f"{source}: known").absolute() for p in ([known] if isinstance(known, str) else known)
-        )
+        raw["known"] = tuple(_path(p, base, f"{source}: known").absolute() for p in _known(raw.get("known"), source))
         if raw.get("output") is not None:
             raw["output"] = _path(raw["output"], base, f"{source}: output")
         raw["datasets"] = {n: _placed(d, Path(base), f"{source}: datasets.{n}") for n, d in raw["datasets"].items()}
@@ -189,6 +192,13 @@ def _check_names(names: list[Any], pattern: re.Pattern[str], source: str) -> Non
             raise ConfigError(f"{source}: the name {name!r} is there twice, apart from capitals")
 
 
+def _known(value: Any, source: str) -> list[str | Path]:
+    values = [] if value is None else [value] if isinstance(value, str | Path) else value
+    if not isinstance(values, list | tuple) or not all(isinstance(v, str | Path) for v in values):
+        raise ConfigError(f"{source}: known is {value!r}; it must be a results table, or a list of them")
+    return list(values)
+
+
 def _path(text: Any, base: str | Path, source: str) -> Path:
     expanded = os.path.expandvars(str(text))
     left = re.search(r"\$\{?(\w+)", expanded)
@@ -233,8 +243,37 @@ def _check_source(part: SourceSpec, dataset: DatasetSpec, source: str) -> None:
         column = next((k for k in DataConfig.model_fields if k in part.model_fields_set), None)
         if column is not None or dataset.split_column:
             raise ConfigError(f"{source}: {column or 'split_column'} belongs to a manifest, not to a named data set")
+        _check_options(part, source)
+    if part.official and dataset.folds:
+        raise ConfigError(f"{source}: official and folds exclude each other: the data set's own splits are the folds")
     if part.draws and part.official:
         raise ConfigError(f"{source}: draws and official exclude each other: every draw has its own split")
     if dataset.split_column and (part.draws or part.official or dataset.folds):
         other = "draws" if part.draws else "official" if part.official else "folds"
         raise ConfigError(f"{source}: split_column and {other} exclude each other: the column decides the split")
+
+
+def _check_options(part: SourceSpec, source: str) -> None:
+    """Options of a named data set must be of the types of their defaults; unknown names are said on opening."""
+    if part.named not in list_datasets():
+        return
+    defaults = dataset_options(part.named)
+    for name, value in part.options.items():
+        if name in defaults and not _is_like(value, defaults[name]):
+            kind = _kind(defaults[name])
+            raise ConfigError(f"{source}.options.{name} is {value!r}; {part.named} takes {kind} there")
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    if isinstance(default, tuple):
+        return isinstance(value, list | tuple) and all(_is_like(v, default[0] if default else "") for v in value)
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    return isinstance(value, int | float if isinstance(default, float) else type(default))
+
+
+def _kind(default: Any) -> str:
+    if isinstance(default, tuple):
+        return f"a list, like {list(default)!r}" if default else "a list of words"
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    return f"{names[type(default)]}, like {default!r}"

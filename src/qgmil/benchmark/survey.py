@@ -24,12 +24,14 @@ class Survey:
         rows: of cells that are done, by their place in the grid.
         adopted: those of `rows` that the results table does not have yet.
         todo: cells to compute, in order.
+        superseded: cells of `adopted` whose run folder is of other settings.
         changed: cells that were computed under other settings, with what changed in words.
         unused: rows of known tables that are of no cell as it is now.
     """
 
     rows: dict[Key, dict[str, Any]] = field(default_factory=dict)
     adopted: list[dict[str, Any]] = field(default_factory=list)
+    superseded: list[PlannedCell] = field(default_factory=list)
     todo: list[PlannedCell] = field(default_factory=list)
     changed: list[tuple[PlannedCell, str]] = field(default_factory=list)
     unused: int = 0
@@ -54,28 +56,34 @@ def survey(
         cells: all of the benchmark.
         results: its table so far.
         output: its folder.
-        known: results tables of other runs: their finished rows count where the fingerprint is the same.
+        known: results tables of other runs: their finished rows count where the fingerprint is the same, also where
+            the benchmark's own row or run folder is of other settings.
         retry_failed: cells that failed are to be computed again.
     """
-    elsewhere = {key_of(r): r for path in known for r in read_rows(path) if r["status"] == "finished"}
+    finished = (r for path in known for r in read_rows(path) if r["status"] == "finished")
+    elsewhere = {(key_of(r), r["fingerprint"]): r for r in finished}
     found = Survey(unused=len(elsewhere))
     for cell in cells:
-        row, other = results.rows.get(cell.key), elsewhere.get(cell.key)
-        found.unused -= other is not None and other["fingerprint"] == cell.fingerprint
-        if row is not None and row["fingerprint"] == cell.fingerprint and row["status"] == "finished":
+        row, other = results.rows.get(cell.key), elsewhere.get((cell.key, cell.fingerprint))
+        found.unused -= other is not None
+        current = row is not None and row["fingerprint"] == cell.fingerprint
+        if row is not None and current and row["status"] == "finished":
             found.rows[cell.key] = row
             continue
         folder = cell_folder(output, cell)
         made = finished_row(folder, cell.fingerprint)
-        change = _change(cell, row, read_cell(folder))
-        if made is None and change is None and other is not None and other["fingerprint"] == cell.fingerprint:
+        begun = read_cell(folder)
+        change = _change(cell, row, begun)
+        if made is None and other is not None:
             made = other
+            if begun is not None and begun["fingerprint"] != cell.fingerprint:
+                found.superseded.append(cell)
         if made is not None:
             found.rows[cell.key] = made
             found.adopted.append(made)
         elif change is not None:
             found.changed.append((cell, change))
-        elif row is not None and not retry_failed:
+        elif row is not None and current and not retry_failed:
             found.rows[cell.key] = row
         else:
             found.todo.append(cell)
@@ -93,9 +101,9 @@ def refuse_changed(changed: Sequence[tuple[PlannedCell, str]], output: Path) -> 
         )
 
 
-def move_changed(changed: Sequence[tuple[PlannedCell, str]], results: Results, output: Path) -> list[PlannedCell]:
-    """Move the run folders of changed cells aside and forget their rows; the cells are then to be computed."""
-    for cell, _ in changed:
+def move_aside(cells: Iterable[PlannedCell], output: Path) -> None:
+    """Move the run folders of cells out of the way; `Results.keep_only` does so with their rows."""
+    for cell in cells:
         folder = cell_folder(output, cell)
         if folder.is_dir():
             aside = output / REPLACED / cell.id
@@ -105,10 +113,6 @@ def move_changed(changed: Sequence[tuple[PlannedCell, str]], results: Results, o
                 aside = output / REPLACED / f"{cell.id}.{number}"
             aside.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(aside)
-        results.rows.pop(cell.key, None)
-    if changed:
-        results.flush()
-    return [cell for cell, _ in changed]
 
 
 def _change(cell: PlannedCell, row: Mapping[str, Any] | None, begun: Mapping[str, Any] | None) -> str | None:

@@ -40,18 +40,23 @@ def print_tables(rows: pl.DataFrame | BenchmarkSummary, console: Console | None 
     """
     summary = rows if isinstance(rows, BenchmarkSummary) else summarise_benchmark(rows)
     console = console or Console(highlight=False)
+    captions = {task.name: task_caption(task, summary.lines[task.name]) for task in summary.tasks}
+    shared = len(set(captions.values())) == 1  # then said once, below all tables
     for task in summary.tasks:
         lines = summary.lines[task.name]
         console.print(task_table(task, lines))
         for note in (baseline_note(lines), *task_notes(lines)):
             if note:
                 console.print(Text(note))
+        if not shared:
+            console.print(Text(captions[task.name], style="dim"))
         console.print()
     if len(summary.tasks) > 1:
         console.print(overall_table(summary))
         for note in (friedman_text(summary.overall), *left_out_notes(summary.overall)):
             console.print(Text(note))
-    console.print(Text(task_caption(summary.tasks[0], summary.lines[summary.tasks[0].name]), style="dim"))
+    if shared:
+        console.print(Text(captions[summary.tasks[0].name], style="dim"))
     if len(summary.tasks) > 1:
         console.print(Text(overall_caption(summary), style="dim"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import platform
 import sys
 import traceback
@@ -23,7 +24,7 @@ from qgmil.training.callbacks import EpochHook
 from qgmil.training.cell import Cell, run_cell, split_rows
 from qgmil.training.config import TrainConfig
 from qgmil.training.device import choose_device
-from qgmil.training.runfolder import CONFIG, SKIPPED, SPLIT, write_run
+from qgmil.training.runfolder import CONFIG, SKIPPED, SPLIT, source_hash, write_run
 
 ERROR = "error.txt"
 KEPT = 1  # data sets that stay open: the cells come data set by data set
@@ -89,12 +90,15 @@ def _begin(cell: Cell, opened: OpenSource, config: TrainConfig, job: Mapping[str
         write_csv(cell.folder / SKIPPED, rows)
     write_csv(cell.folder / SPLIT, split_rows(cell, opened.bags))
     config = config.model_copy(update={"split_file": (cell.folder.absolute() / SPLIT,)})
-    write_run(cell.folder, config, opened.path.resolve(), opened.identity, f"qgmil benchmark, cell {job['id']}")
+    # What `qgmil resume` and `qgmil evaluate` compare the table with; the identity is of what is in it.
+    table = source_hash(opened.path) if job["source"].get("manifest") else opened.identity
+    write_run(cell.folder, config, opened.path.resolve(), table, f"qgmil benchmark, cell {job['id']}")
 
 
 def _opened(job: Mapping[str, Any], config: TrainConfig) -> OpenSource:
     """The bags of the cell, kept from the last one where they are the same."""
-    name = f"{job['identity']} {config.in_memory}"
+    # One table read in two ways (another column of features, or of labels) is two sets of bags.
+    name = json.dumps([job["source"], job["identity"], config.in_memory], sort_keys=True)
     if name not in _open:
         while len(_open) >= KEPT:
             _open.popitem()

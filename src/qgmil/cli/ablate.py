@@ -96,10 +96,11 @@ def ablate(
     quiet
         No progress and no tables on the terminal, only errors.
     """
-    from qgmil.benchmark.ablate import variants
+    from qgmil.benchmark.ablate import check_recipe, variants
 
     factors = [name.strip().replace("-", "_") for text in only for name in text.split(",") if name.strip()]
     plan = variants(base, options, factors)
+    check_recipe(plan, given(fit).get("recipe"), "--recipe published")
     if dry_run:
         _show(plan)
         return
@@ -119,10 +120,10 @@ def _run(plan: Sequence[Any], spec: Any, output: Path, source: str, quiet: bool,
     from qgmil.benchmark.ablation_table import ablation_lines, print_ablation, write_ablation
     from qgmil.benchmark.grid import run_benchmark
     from qgmil.benchmark.results import as_table
-    from qgmil.cli.benchmark import _how_to_go_on, _Progress
+    from qgmil.cli.benchmark import Progress, how_to_go_on
     from qgmil.cli.output import console, say
 
-    with _Progress(quiet) as progress, _how_to_go_on():
+    with Progress(quiet) as progress, how_to_go_on():
         result = run_benchmark(spec, output, source=source, progress=progress, **settings)
     if not result.rows:
         say("no cell has ended yet: there are no tables")
@@ -146,13 +147,15 @@ def _spec(
     fit: Mapping[str, Any],
 ) -> tuple[Any, str]:
     """The benchmark of the variants, and its name for messages."""
-    from qgmil.benchmark.ablate import models_section
+    from qgmil.benchmark.ablate import check_recipe
     from qgmil.benchmark.spec import BenchmarkSpec
     from qgmil.training.config import read_yaml
 
     if (spec is None) == (not manifests):
         raise ConfigError("give tables of bags (qgmil ablate bags.csv -o FOLDER), or --spec bench.yaml, not both")
-    models = {"models": models_section(plan), "controls": False}
+    fit = dict(fit)
+    recipe = fit.pop("recipe", None)
+    fixed: dict[str, Any] = {**grid, "controls": False, **({"recipe": recipe} if recipe else {})}
     if spec is not None:
         if data:
             raise ConfigError(f"--{next(iter(data)).replace('_', '-')} says how a table is read: write it into {spec}")
@@ -160,15 +163,24 @@ def _spec(
         common = values.get("common") or {}
         if not isinstance(common, dict):
             raise ConfigError(f"{spec}: common is {common!r}; it must be a table of name: value")
-        return BenchmarkSpec.read(spec, **{**grid, **models, "common": {**common, **fit}}), str(spec)
+        recipe = recipe or values.get("recipe")
+        check_recipe(plan, recipe, f"{spec}: recipe published")
+        sections = {"models": _models(plan, recipe, fit), "common": {**common, **fit}}
+        return BenchmarkSpec.read(spec, **fixed, **sections), str(spec)
     names = [_name(path) for path in manifests]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ConfigError(f"two tables of bags would both be data set {twice!r}: rename one")
     datasets = {name: {"manifest": str(path.absolute()), **data} for name, path in zip(names, manifests, strict=True)}
-    return BenchmarkSpec.build(
-        {**grid, **models, "datasets": datasets, "common": dict(fit)}, "qgmil ablate"
-    ), "qgmil ablate"
+    sections = {"models": _models(plan, recipe, fit), "datasets": datasets, "common": fit}
+    return BenchmarkSpec.build({**fixed, **sections}, "qgmil ablate"), "qgmil ablate"
+
+
+def _models(plan: Sequence[Any], recipe: str | None, fit: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What was typed departs from a published recipe as well, which `common` does not: then it is each model's own."""
+    from qgmil.benchmark.ablate import models_section
+
+    return models_section(plan, fit if recipe == "published" else None)
 
 
 def _name(path: Path) -> str:

@@ -74,7 +74,8 @@ def benchmark(
     retry_failed
         Compute cells again that failed.
     redo_changed
-        Cells whose settings have changed: move their old results aside and compute them, instead of refusing.
+        Cells whose settings have changed: move their old results to replaced/ and replaced.parquet and compute them,
+        instead of refusing.
     dry_run
         Check everything, say what there is to do, and stop.
     tables_only
@@ -97,7 +98,7 @@ def benchmark(
         rows = [state.rows[c.key] for c in cells if c.key in state.rows]
         _tables(output or loaded.output or Path(), rows, quiet)
         return
-    with _Progress(quiet) as progress, _how_to_go_on():
+    with Progress(quiet) as progress, how_to_go_on():
         result = run_benchmark(
             loaded,
             output,
@@ -145,16 +146,17 @@ def duration(seconds: float | None) -> str:
 def _tables(output: Path, rows: list[dict[str, Any]], quiet: bool) -> None:
     """Write the tables of the rows, and print them."""
     from qgmil.benchmark.results import as_table
+    from qgmil.benchmark.summary import summarise_benchmark
     from qgmil.benchmark.tables import print_tables, write_tables
     from qgmil.cli.output import say
 
     if not rows:
         say("no cell has ended yet: there are no tables")
         return
-    table = as_table(rows)
-    write_tables(output, table)
+    summary = summarise_benchmark(as_table(rows))
+    write_tables(output, summary)
     if not quiet:
-        print_tables(table)
+        print_tables(summary)
 
 
 def _say_state(cells: Sequence[Any], state: Any) -> None:
@@ -178,7 +180,8 @@ def _say_state(cells: Sequence[Any], state: Any) -> None:
 
 
 @contextlib.contextmanager
-def _how_to_go_on() -> Iterator[None]:
+def how_to_go_on() -> Iterator[None]:
+    """An interrupted benchmark says by which command it goes on."""
     try:
         yield
     except KeyboardInterrupt:
@@ -186,20 +189,19 @@ def _how_to_go_on() -> Iterator[None]:
         raise KeyboardInterrupt(f"interrupted; finished cells are kept, go on with: {command}") from None
 
 
-class _Progress:
+class Progress:
     """A bar for the cells and one for each that is computed, on a terminal; one line a cell elsewhere."""
 
     def __init__(self, quiet: bool) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich import progress
 
         from qgmil.cli.output import messages
 
         self.quiet, self.messages = quiet, messages
         self.live = messages.is_terminal and not quiet
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.bars = Progress(
-            *columns, TextColumn("{task.fields[note]}"), console=messages, transient=True, disable=not self.live
-        )
+        text, note = progress.TextColumn("{task.description}"), progress.TextColumn("{task.fields[note]}")
+        columns = (text, progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeElapsedColumn(), note)
+        self.bars = progress.Progress(*columns, console=messages, transient=True, disable=not self.live)
         self.cells, self.began = 0, time.monotonic()
         self.tasks: dict[str, Any] = {}
 

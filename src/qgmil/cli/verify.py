@@ -17,6 +17,7 @@ is known from theory. Examples:
 
     qgmil verify --quick
     qgmil verify --models qgmil,abmil_gated --prevalence 0.05 0.2 --classes 2 3
+    qgmil verify --models qgmil --sizes 50 200
     qgmil verify --models mine --load my_aggregator""",
     help_format="plaintext",
     default_parameter=Parameter(consume_multiple=True),
@@ -31,6 +32,7 @@ def verify(
     prevalence: tuple[float, ...] = (),
     classes: tuple[int, ...] = (),
     separation: float | None = None,
+    sizes: tuple[float, ...] = (),  # as int, 10.5 would be 10 without a word
     seed: int = 0,
     load: tuple[str, ...] = (),
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
@@ -51,6 +53,8 @@ def verify(
         Numbers of classes.
     separation
         Of the means of the witnesses from all else, in standard deviations of an instance.
+    sizes
+        Fewest and most instances of a bag. Default: 10 30.
     seed
         Of the bags and of the trainings.
     load
@@ -60,15 +64,14 @@ def verify(
     """
     from qgmil.benchmark.verify import tasks, verify
     from qgmil.cli.output import console, say
-    from qgmil.errors import ConfigError
     from qgmil.files import write_csv
 
-    if output is not None and output.suffix.lower() != ".csv":
-        raise ConfigError(f"{output}: the figures are a CSV; end its name with .csv")
     for module in load:
         _import(module)
     names = [name.strip() for text in models for name in text.split(",") if name.strip()]
-    on = tasks(quick=quick, prevalence=prevalence, classes=classes, separation=separation, seed=seed)
+    on = tasks(quick=quick, prevalence=prevalence, classes=classes, separation=separation, sizes=sizes, seed=seed)
+    if output is not None:
+        _prepare(output)
     checks: list[Check] = []
     for task in on:
         mine = verify(None if names == ["all"] else names, [task], quick=quick, seed=seed, on_check=_say)
@@ -100,19 +103,44 @@ def _import(module: str) -> None:
 
     from qgmil.errors import ConfigError
 
+    before = list(sys.path)
     sys.path.insert(0, str(Path.cwd()))
     try:
         importlib.import_module(module)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         where = "it is looked for in this folder and where Python looks"
         raise ConfigError(f"--load {module}: cannot be imported ({error}); {where}") from None
+    except (Exception, SystemExit) as error:  # the module runs, and anything may happen
+        text = " ".join(str(error).split())
+        what = f"{type(error).__name__}{': ' if text else ''}{text}"
+        raise ConfigError(f"--load {module}: cannot be imported ({what})") from error
     finally:
-        sys.path.remove(str(Path.cwd()))
+        sys.path[:] = before
+
+
+def _prepare(output: Path) -> None:
+    """Make sure that the figures can be written, before the time is spent that they take."""
+    import tempfile
+
+    from qgmil.errors import ConfigError
+
+    if output.suffix.lower() != ".csv":
+        raise ConfigError(f"{output}: the figures are a CSV; end its name with .csv")
+    if output.is_dir():
+        raise ConfigError(f"{output} is a folder; name a file for the figures, as {output / 'verify.csv'}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{output}: the figures cannot be written there: {error.strerror or error}") from None
 
 
 def describe(task: Any) -> str:
     """A task in a few words."""
     what = f"{task.classes} classes, {task.prevalence:.0%} witnesses, {task.separation:g} sd apart"
+    if task.sizes != type(task).sizes:
+        what += f", bags of {task.sizes[0]} to {task.sizes[1]}"
     return f"{what}, labels shuffled" if task.shuffled else what
 
 

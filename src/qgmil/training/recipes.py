@@ -55,7 +55,7 @@ def published_recipe(model: str) -> dict[str, Any]:
     if not cls.published_recipe:
         have = [name for name, entry in model_entries().items() if entry.cls.published_recipe]
         raise ConfigError(
-            f"recipe = 'published': no published recipe of {model!r} is known; use --recipe common, or one of the "
+            f"recipe = 'published': no published recipe of {model!r} is known; take recipe common, or one of the "
             f"models that have one: {', '.join(have)}"
         )
     unknown = sorted(set(cls.published_recipe) - set(RECIPE_FIELDS))

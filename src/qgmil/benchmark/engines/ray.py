@@ -7,6 +7,7 @@ is not, a cell is computed in the node's temporary folder and its files come bac
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import socket
@@ -118,11 +119,17 @@ def compute(job: Job, threads: int) -> tuple[Row, dict[str, bytes]]:
         return failed_row(job, f"{here}, the benchmark was started with {job['library']}: install the same"), {}
     if _sees(Path(job["folder"]), job["mark"]):
         return run_job(job), {}
-    folder = Path(tempfile.gettempdir()) / f"qgmil-{job['fingerprint'][:32]}"  # found again after a crash on this node
+    folder = node_folder(job)
     row = run_job({**job, "folder": str(folder)})
     files = collect_files(folder)
     shutil.rmtree(folder, ignore_errors=True)
     return row, files
+
+
+def node_folder(job: Job) -> Path:
+    """Where a node computes a cell: found again after a crash there. Two cells of one fingerprint have one each."""
+    name = hashlib.sha256(job["id"].encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"qgmil-{job['fingerprint'][:32]}-{name}"
 
 
 def collect_files(folder: Path) -> dict[str, bytes]:
