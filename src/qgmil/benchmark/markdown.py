@@ -37,7 +37,13 @@ def markdown_page(summary: BenchmarkSummary, title: str, figures: Sequence[str] 
     """The whole page: over data sets first where there are several, then one table a data set."""
     parts = [f"# {text.markdown(title)}"]
     if len(summary.tasks) > 1:
-        parts += ["## Macro F1", _matrix(summary), "## Over data sets", _overall(summary), overall_caption_text(summary)]
+        parts += [
+            "## Macro F1",
+            _matrix(summary),
+            "## Over data sets",
+            _overall(summary),
+            overall_caption_text(summary),
+        ]
     for name in figures:
         parts.append(f"![{FIGURES.get(name, name)}]({name})")
     captions = {task.name: task_caption(task, summary.lines[task.name]) for task in summary.tasks}
