@@ -82,6 +82,18 @@ def test_paths_are_those_of_the_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found.output == tmp_path / "out" and found.known == (tmp_path / "k.parquet",)
 
 
+def test_a_benchmark_as_published_trains_by_the_common_recipe_what_has_no_other() -> None:
+    models = {"clam_sb": {}, "mean": {}, "ours": {"model": "clam_sb", "recipe": "common"}}
+    values = {"datasets": {"a": {"named": "musk1"}}, "models": models, "recipe": "published", "common": {"lr": 0.5}}
+    spec = BenchmarkSpec.build(values)
+    assert {label: spec.recipe_of(label) for label in models} == {
+        "clam_sb": "published",
+        "mean": "common",
+        "ours": "common",
+    }
+    assert spec.train_values("a", "mean") == {"lr": 0.5} and spec.train_values("a", "clam_sb") == {}
+
+
 def test_what_wins(manifest: Path) -> None:
     """Model over data set over common recipe; under the published recipe `common` decides only about the machine."""
     models = {

@@ -134,8 +134,15 @@ class BenchmarkSpec(_Section):
         return {**self.models, **{c: ModelSpec() for c in controls if c not in self.models}}
 
     def recipe_of(self, label: str) -> Recipe:
-        """Which recipe a model trains by."""
-        return self.all_models()[label].recipe or self.recipe
+        """Which recipe a model trains by: its own choice, else the benchmark's.
+
+        Where the whole benchmark is to be as published, models of which no original training is known (mean, the plain
+        transformer) train by the common recipe; the results table says so.
+        """
+        model = self.all_models()[label]
+        if model.recipe is None and self.recipe == "published":
+            return "published" if find_entry(model.model or label).cls.published_recipe else "common"
+        return model.recipe or self.recipe
 
     def train_values(self, dataset: str, label: str) -> dict[str, Any]:
         """The fields of TrainConfig that the common recipe, a data set and a model set, the later winning."""
