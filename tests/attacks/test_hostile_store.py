@@ -42,11 +42,11 @@ def store(tmp_path: Path) -> Path:
 def refused(store: Path, said: str) -> None:
     """Opening and verifying say the same at once."""
     before = _peak()
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ReadError, match=said) as caught:
         open_bags(store)
     (problem,) = verify_store(store)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
     assert _peak() - before < 50 * 2**20
     assert problem.kind == "broken" and str(caught.value) == problem.message and str(store) in problem.message
 
