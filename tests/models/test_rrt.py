@@ -65,16 +65,6 @@ def test_released_padding_rule_is_an_option() -> None:
     assert torch.equal(model(x).logits, released(x).logits)
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 5000])
-def test_bags_of_any_size(size: int) -> None:
-    model = small_model("rrt")
-    output = model(features(size, D), return_attention=True)
-    model.loss(output, torch.tensor([1])).backward()
-    assert bool(output.logits.isfinite().all())
-    assert abs(float(output.attention.detach().sum()) - 1) < 1e-5
-    assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
-
-
 def test_order_matters() -> None:
     model, x = small_model("rrt").double(), features(9, D, dtype=torch.float64)
     assert difference(model(x).logits, model(x.flip(0)).logits) > 1e-4

@@ -15,16 +15,6 @@ from qgmil.layers.nystrom import NystromAttention, iterative_pinv
 from qgmil.models.transmil import PPEG
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 5000])
-def test_bags_of_any_size(size: int) -> None:
-    model = small_model("transmil")
-    output = model(features(size, D), return_attention=True)
-    model.loss(output, torch.tensor([1])).backward()
-    assert bool(output.logits.isfinite().all())
-    assert abs(float(output.attention.detach().sum()) - 1) < 1e-5
-    assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
-
-
 def test_order_matters_but_not_where_the_square_is_uniform() -> None:
     model, x = small_model("transmil").double(), features(9, D, dtype=torch.float64)
     assert difference(model(x).logits, model(x.flip(0)).logits) > 1e-3

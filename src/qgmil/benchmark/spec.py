@@ -10,13 +10,13 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from qgmil.benchmark.collect import CONTROLS
 from qgmil.datasets.registry import dataset_options, list_datasets
 from qgmil.errors import ConfigError
 from qgmil.models.registry import find_entry, model_entries
 from qgmil.training.config import DataConfig, FitConfig, TrainConfig, describe, read_yaml
 
 Recipe = Literal["common", "published"]
-CONTROLS = ("linear_probe", "bag_size", "majority")
 #: What `common` and `train` may set: how to train, not which bags or which model.
 TRAINING = (*(name for name in FitConfig.model_fields if name != "recipe"), "scaling")
 #: Fields of `common` that also hold under the published recipe: where and how it is computed, not what.
