@@ -9,7 +9,7 @@ import pytest
 from sklearn import metrics as sk
 
 from qgmil.errors import ConfigError, MetricError
-from qgmil.evaluation.bootstrap import Interval, _patients, _resamples, bootstrap_interval
+from qgmil.evaluation.bootstrap import Interval, _patients, _resamples, bootstrap_interval, mean_interval
 from qgmil.evaluation.metrics import evaluate
 from qgmil.evaluation.weighted import METRICS, Sample
 
@@ -144,3 +144,30 @@ def test_bad_groups(groups: list[object], says: str) -> None:
 def test_bad_options(options: dict) -> None:
     with pytest.raises(ConfigError):
         bootstrap_interval(P, Y, list("abcd"), ["a", "b"], **options)
+
+
+def test_the_interval_of_a_mean_draws_patients() -> None:
+    """Two patients: their bags come together, so that the mean can only be a, b or the mean of all."""
+    found = mean_interval([1.0, 1.0, 1.0, 5.0], ["a", "a", "a", "b"], n=500)
+    assert (found.low, found.high) == (1.0, 5.0)
+    same = mean_interval([2.0, 2.0, None], ["a", "b", "c"])
+    assert same == (2.0, 2.0, 2000)
+    assert mean_interval([1.0, 2.0, np.nan], ["a", "a", "b"]) == (None, None, 0)
+    assert mean_interval([1.0, 3.0], ["a", "b"], seed=1) == mean_interval([1.0, 3.0], ["a", "b"], seed=1)
+
+
+def test_the_interval_of_a_mean_covers_it_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        low, high, _ = mean_interval(rng.normal(size=60), range(60), n=300)
+        assert low is not None and high is not None
+        hits += low <= 0 <= high
+    assert 178 <= hits <= 199  # 95 % of 200, with three standard errors of a binomial
+
+
+def test_the_interval_of_a_mean_wants_a_patient_a_bag() -> None:
+    with pytest.raises(MetricError, match="1 groups for 2 bags"):
+        mean_interval([1.0, 2.0], ["a"])
+    with pytest.raises(ConfigError, match="level"):
+        mean_interval([1.0, 2.0], ["a", "b"], level=1.0)

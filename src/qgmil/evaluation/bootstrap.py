@@ -77,6 +77,44 @@ def bootstrap_interval(
     return {name: _interval(np.concatenate(values), level) for name, values in drawn.items()}
 
 
+def mean_interval(
+    values: Sequence[float | None] | ArrayLike,
+    groups: Sequence[object] | ArrayLike,
+    *,
+    n: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap interval of the mean of one value a bag, drawing patients, not bags.
+
+    Args:
+        values: ``(n_bags,)``; None and NaN are bags in which the figure is undefined. They are left out.
+        groups: ``(n_bags,)`` patient of each bag.
+
+    Returns:
+        (low, high, n_defined), n_defined the resamples with any value; the limits are None with fewer than two
+        patients that have one.
+
+    Raises:
+        MetricError: groups of the wrong length, or a blank one.
+        ConfigError: `n` below 1, `level` outside (0, 1).
+    """
+    if not 0 < level < 1:
+        raise ConfigError(f"level must lie between 0 and 1, got {level!r}")
+    check_count(n, "n")
+    v = np.array([np.nan if x is None else x for x in values], dtype=np.float64)  # type: ignore[union-attr]
+    kept = np.isfinite(v)
+    listed = list(groups)  # type: ignore[arg-type]
+    if len(listed) != len(v):
+        raise MetricError(f"{len(listed)} groups for {len(v)} bags: give the patient of every bag")
+    held = [g for g, ok in zip(listed, kept, strict=True) if ok]
+    if len({str(g) for g in held}) < 2:
+        return Interval(None, None, 0)
+    v = v[kept]
+    means = [(w @ v) / w.sum(axis=1) for w in _resamples(_patients(held, len(v)), n, seed)]
+    return _interval(np.concatenate(means), level)
+
+
 def _patients(groups: Sequence[object] | ArrayLike, n_bags: int) -> IntArray:
     """The index of each bag's patient, ``(n_bags,)``, patients numbered in sorted order."""
     listed = list(groups)  # type: ignore[arg-type]

@@ -54,6 +54,8 @@ class Aggregator(nn.Module, ABC):
     published_recipe: ClassVar[Mapping[str, Any]] = {}
     #: Whether `return_attention=True` can give instance weights. An instance may override it.
     has_attention: bool = True
+    #: Whether ``auxiliary["class_attention"]`` ``(T, C)`` then has the weights of each class. As above.
+    has_class_attention: bool = False
     #: A yardstick that every table shows (a probe, the bag's size, the class frequencies), not a contender.
     is_control: ClassVar[bool] = False
 

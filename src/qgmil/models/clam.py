@@ -116,6 +116,7 @@ class CLAM(Aggregator):
             bag_weight,
             multi_branch,
         )
+        self.has_class_attention = multi_branch
         branches = num_classes if multi_branch else 1
         self.embed = nn.Sequential(nn.Linear(in_dim, width), nn.ReLU(), Dropout(dropout))
         self.scores = BranchScores(width, attention_dim, branches, dropout)

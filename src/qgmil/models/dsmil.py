@@ -68,6 +68,8 @@ class DSMIL(Aggregator):
         "scaling": "none",
     }
 
+    has_class_attention = True
+
     def __init__(self, in_dim: int, num_classes: int, *, attention_dim: int = 128, loss_kind: str = "bce") -> None:
         super().__init__(in_dim, num_classes)
         check_sizes(attention_dim=attention_dim)

@@ -122,7 +122,7 @@ def predict_run(
     said = member_predictions(run, bags, on_bags, **settings)
     everyone = np.ones((len(run.members), len(bags)), dtype=bool)
     plain, calibrated = _mean(run, said, everyone)
-    seen = _seen_matrix(run, bags, new_cohort)
+    seen = seen_matrix(run, bags, new_cohort)
     rows = []
     for i, bag_id in enumerate(bags.bag_ids):
         row: dict[str, Any] = {"bag_id": bag_id}
@@ -160,7 +160,7 @@ def evaluate_run(
     for bag_id, label in zip(bags.bag_ids, bags.labels, strict=True):
         if label not in run.classes:
             raise BagError(f"bag {bag_id!r} has label {label!r}, but the run knows only {', '.join(run.classes)}")
-    may = np.ones((len(run.members), len(bags)), dtype=bool) if include_seen else ~_seen_matrix(run, bags, new_cohort)
+    may = np.ones((len(run.members), len(bags)), dtype=bool) if include_seen else ~seen_matrix(run, bags, new_cohort)
     kept = [i for i in range(len(bags)) if may[:, i].any()]
     left_out = [bags.bag_ids[i] for i in range(len(bags)) if not may[:, i].any()]
     if not kept:
@@ -195,7 +195,7 @@ def evaluate_run(
     }
 
 
-def _seen_matrix(run: Run, bags: BagDataset, new_cohort: bool) -> np.ndarray:
+def seen_matrix(run: Run, bags: BagDataset, new_cohort: bool) -> np.ndarray:
     """``(members, bags)``: whether the member saw the bag or its patient in training or validation."""
     if new_cohort:
         return np.zeros((len(run.members), len(bags)), dtype=bool)

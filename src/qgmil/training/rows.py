@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from qgmil.attention.concentration import SHARES, concentration, mean_mass_curve
+from qgmil.attention.truth import agreement
 from qgmil.bags.dataset import BagDataset
 from qgmil.training.predict import Predictions
 
@@ -43,9 +43,9 @@ def instance_summary(bags: BagDataset, said: Predictions) -> dict[str, Any] | No
         truth = bags[i].instance_labels
         if truth is None or len(truth) != len(weights):
             return None
-        positive = truth.numpy() > 0
-        if positive.any() and not positive.all():
-            found.append((roc_auc_score(positive, weights), average_precision_score(positive, weights)))
+        compared = agreement(weights, truth.numpy())
+        if compared is not None:
+            found.append((compared.auroc, compared.average_precision))
     if not found:
         return None
     auroc, ap = np.mean(found, axis=0)

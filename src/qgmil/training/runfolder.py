@@ -1,7 +1,8 @@
 """The run folder: what is in it, and how it is made and recognised.
 
 A run is one cell (one split, one seed), or a folder of cells with a summary. A cell is finished when its
-``metrics.json`` is there, which is written last.
+``metrics.json`` is there, which is written last. The folder in which a benchmark keeps the cells of one model on one
+data set, which has nothing else in it, can be read like a run of all of them.
 """
 
 from __future__ import annotations
@@ -63,9 +64,7 @@ def read_run(folder: Path) -> tuple[TrainConfig, Path]:
         RunError: not a run folder.
         ConfigError: a configuration that this version does not understand.
     """
-    path = folder / CONFIG
-    if not path.is_file():
-        raise RunError(f"{folder} is not a run folder: it has no {CONFIG}")
+    path = (folder if (folder / CONFIG).is_file() else cell_folders(folder)[0]) / CONFIG
     values = read_yaml(path)
     manifest = Path(str(values.pop("manifest", "")))
     values.pop("manifest_sha256", None)
@@ -92,10 +91,23 @@ def cell_folders(run: Path) -> list[Path]:
     Raises:
         RunError: not a run folder.
     """
-    if not (run / CONFIG).is_file():
+    if (run / CONFIG).is_file():
+        cells = run / "cells"
+        return sorted(p for p in cells.iterdir() if p.is_dir()) if cells.is_dir() else [run]
+    found = _bare_cells(run)
+    if not found:
         raise RunError(f"{run} is not a run folder: it has no {CONFIG}")
-    cells = run / "cells"
-    return sorted(p for p in cells.iterdir() if p.is_dir()) if cells.is_dir() else [run]
+    return found
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run, or holds the cells of one model of a benchmark."""
+    return (folder / CONFIG).is_file() or bool(_bare_cells(folder))
+
+
+def _bare_cells(folder: Path) -> list[Path]:
+    inside = sorted(p for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
+    return inside if all((p / CONFIG).is_file() and (p / SPLIT).is_file() for p in inside) else []
 
 
 def is_finished(cell: Path) -> bool:

@@ -1,0 +1,144 @@
+"""The measurement of a cohort as tables: for the terminal, and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from qgmil.analysis.records import FIGURES, Record
+
+#: Columns of the printed summary, in order; those that no source has are left out.
+SHOWN = (
+    "top_10pct",
+    "entropy",
+    "effective_share",
+    "gini",
+    "deletion_advantage",
+    "insertion_advantage",
+    "attention_tv_50",
+    "seed_attention_tv",
+    "instance_auroc",
+)
+#: The same for terminals of 80 columns.
+NARROW = ("top_10pct", "entropy", "deletion_advantage", "insertion_advantage", "instance_auroc")
+COMPARED = ("top_10pct", "entropy", "deletion_advantage", "insertion_advantage", "attention_tv_50", "instance_auroc")
+CAPTION = (
+    "Mean over bags [95 % interval over patients]. top 10 %: mass of the most attended tenth of instances; entropy: "
+    "normalised, 1 = uniform; advantage: area against random order, above 0 = faithful; TV: total variation distance, "
+    "0 = the same."
+)
+
+
+def summary_tables(summary: Sequence[Mapping[str, Any]], *, wide: bool = True) -> list[Table]:
+    """One table a source, a row a group of bags, the interval under the mean; fewer figures for 80 columns."""
+    cells = {(r["source"], r["group"], r["figure"]): r for r in summary}
+    shown = _shown(SHOWN if wide else NARROW, (r["figure"] for r in summary))
+    tables = []
+    for source in dict.fromkeys(r["source"] for r in summary):
+        table = Table(title=Text(source, style="bold"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("bags", overflow="fold", min_width=20)
+        for figure in shown:
+            table.add_column(FIGURES[figure], justify="right")
+        for group in dict.fromkeys(r["group"] for r in summary if r["source"] == source):
+            row = [cells.get((source, group, figure)) for figure in shown]
+            count = max(r["bags"] for r in summary if (r["source"], r["group"]) == (source, group))
+            table.add_row(Text(f"{group} ({count})"), *[Text(_with_interval(r, "mean")) for r in row])
+        tables.append(table)
+    return tables
+
+
+def comparison_table(compared: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a pair of sources and figure."""
+    shown = _shown(COMPARED, (r["figure"] for r in compared))
+    caption = "Mean difference over the bags of both [95 % interval over patients]; p: Wilcoxon over patients, Holm."
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=caption, caption_justify="left")
+    for name in ("first - second", "figure", "bags", "difference", "p", "p (Holm)"):
+        table.add_column(name, justify="left" if name in ("first - second", "figure") else "right", overflow="fold")
+    last = None
+    for r in sorted(compared, key=lambda r: (r["first"], r["second"])):
+        if r["figure"] not in shown:
+            continue
+        pair = f"{r['first']} - {r['second']}"
+        table.add_row(
+            "" if pair == last else escape(pair),
+            FIGURES[r["figure"]],
+            str(r["bags"]),
+            escape(_with_interval(r, "difference", "+", " ")),
+            _p(r["p"]),
+            _p(r["p_holm"]),
+        )
+        last = pair
+    return table
+
+
+def markdown(
+    summary: Sequence[Mapping[str, Any]], compared: Sequence[Mapping[str, Any]], verdicts: Mapping[str, str]
+) -> str:
+    """The same as a page of Markdown, every figure in it."""
+    lines = ["# Attention", ""]
+    lines += [f"- **{_cell(source)}**: {_cell(text)}" for source, text in verdicts.items()] + [""] * bool(verdicts)
+    figures = _shown(FIGURES, (r["figure"] for r in summary))
+    lines += ["## By class and by correctness", "", CAPTION, ""]
+    lines += _row(["source", "bags", *[FIGURES[f] for f in figures]], header=True)
+    cells = {(r["source"], r["group"], r["figure"]): r for r in summary}
+    for source, group in dict.fromkeys((r["source"], r["group"]) for r in summary):
+        found = [cells.get((source, group, f)) for f in figures]
+        count = max(r["bags"] for r in found if r is not None)
+        lines += _row([source, f"{group} ({count})", *[_with_interval(r, "mean", sep=" ") for r in found]])
+    if compared:
+        lines += ["", "## Pairs", "", "Mean difference over the bags that both have, first minus second.", ""]
+        lines += _row(["first", "second", "figure", "bags", "difference", "p", "p (Holm)"], header=True)
+        for r in compared:
+            text = _with_interval(r, "difference", "+", " ")
+            lines += _row(
+                [r["first"], r["second"], FIGURES[r["figure"]], str(r["bags"]), text, _p(r["p"]), _p(r["p_holm"])]
+            )
+    return "\n".join(lines) + "\n"
+
+
+def bag_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """Rows of ``bags.parquet``: one a source and bag, every figure a column."""
+    columns = ("label", "predicted", "probability", "correct", "members", "n_instances", *FIGURES)
+    listed = list(records)
+    named = [c for c in columns if any(c in r.row for r in listed)]
+    rest = list(dict.fromkeys(k for r in listed for k in r.row if k not in named and k not in ("bag_id", "patient_id")))
+    return [
+        {"source": r.source, "bag_id": r.bag_id, "patient_id": r.row["patient_id"]}
+        | {name: r.row.get(name) for name in (*named, *rest)}
+        for r in listed
+    ]
+
+
+def head_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """Rows of ``heads.parquet``: one a source, bag, layer and head."""
+    return [{"source": r.source, "bag_id": r.bag_id, **head} for r in records for head in r.heads]
+
+
+def _shown(wanted: Iterable[str], present: Iterable[str]) -> list[str]:
+    there = set(present)
+    return [name for name in wanted if name in there]
+
+
+def _with_interval(r: Mapping[str, Any] | None, key: str, sign: str = "", sep: str = "\n") -> str:
+    if r is None:
+        return ""
+    text = f"{r[key]:{sign}.3f}"
+    return text if r["low"] is None else f"{text}{sep}[{r['low']:{sign}.2f}, {r['high']:{sign}.2f}]"
+
+
+def _p(p: float | None) -> str:
+    return "" if p is None else "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+
+
+def _row(cells: Sequence[str], *, header: bool = False) -> list[str]:
+    line = "| " + " | ".join(_cell(c) for c in cells) + " |"
+    return [line, "|" + "---|" * len(cells)] if header else [line]

@@ -1,0 +1,128 @@
+"""Does attention stay where it is when instances go missing at random, and from seed to seed?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from qgmil.attention.faithfulness import predict_subsets
+from qgmil.bags.bag import Bag
+from qgmil.errors import ConfigError, MetricError
+from qgmil.evaluation.checks import FloatArray, check_count
+from qgmil.models.base import Aggregator
+
+FRACTIONS = (0.1, 0.5)
+Weigh = Callable[[Bag], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Agreement of a bag with itself, some of its instances removed at random; means over repeats.
+
+    Args:
+        fraction: of the instances that were removed.
+        same_class: share of repeats in which the predicted class stays.
+        probability_tv: total-variation distance of the probabilities.
+        attention_tv: of the new weights from the old ones of the instances that stay, divided by their sum.
+    """
+
+    fraction: float
+    same_class: float
+    probability_tv: float
+    attention_tv: float
+
+
+def total_variation(a: ArrayLike, b: ArrayLike) -> float:
+    """``sum_i |a_i - b_i| / 2`` of two distributions over the same things: 0 if they are the same, 1 if disjoint.
+
+    Raises:
+        MetricError: not two vectors of one length.
+    """
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if x.ndim != 1 or x.shape != y.shape:
+        raise MetricError(f"total variation is of two vectors of one length, got shapes {x.shape} and {y.shape}")
+    return float(np.abs(x - y).sum() / 2)
+
+
+def removal_agreement(
+    models: Sequence[Aggregator],
+    bag: Bag,
+    weigh: Weigh,
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    repeats: int = 5,
+    seed: int = 0,
+    device: str = "cpu",
+) -> list[Removal]:
+    """Predict and weigh a bag again without a random part of its instances.
+
+    Args:
+        models: whose mean prediction is compared.
+        weigh: weights ``(N,)`` of a bag, not negative, summing to 1.
+        fractions: of the instances to remove, each in 0 < fraction < 1; at least one instance goes and one stays.
+        repeats: random removals for each.
+        seed: they depend on (seed, bag id) alone.
+
+    Raises:
+        ConfigError: fractions outside 0 to 1, repeats below 1, or a bag of one instance.
+    """
+    n = len(bag)
+    check_count(repeats, "repeats")
+    if n < 2:
+        raise ConfigError(f"bag {bag.bag_id!r} has one instance: nothing can be removed from it")
+    if not fractions or not all(0 < f < 1 for f in fractions):
+        raise ConfigError(f"fractions to remove must lie between 0 and 1, got {list(fractions)}")
+    digest = hashlib.blake2b(f"removal\0{seed}\0{bag.bag_id}".encode(), digest_size=16).digest()
+    rng = np.random.default_rng(int.from_bytes(digest, "little"))
+    kept = [np.sort(rng.permutation(n)[min(max(round(f * n), 1), n - 1) :]) for f in fractions for _ in range(repeats)]
+    said = predict_subsets(models, bag, [np.arange(n), *kept], device=device)
+    whole = weigh(bag)
+    distances = [_kept_distance(whole, weigh(bag.take(torch.from_numpy(rows))), rows) for rows in kept]
+    found = []
+    for number, fraction in enumerate(fractions):
+        at = slice(number * repeats, (number + 1) * repeats)
+        again = said[1:][at]
+        found.append(
+            Removal(
+                fraction=fraction,
+                same_class=float(np.mean(again.argmax(axis=1) == said[0].argmax())),
+                probability_tv=float(np.mean([total_variation(said[0], p) for p in again])),
+                attention_tv=float(np.mean(distances[at])),
+            )
+        )
+    return found
+
+
+def seed_distance(probabilities: ArrayLike, attention: Sequence[ArrayLike] | None = None) -> tuple[float, float | None]:
+    """How far models that differ in their seed are apart on one bag: means over all pairs of models.
+
+    Args:
+        probabilities: ``(S, C)``, one row a model.
+        attention: S weights ``(N,)`` of the bag's instances, or None.
+
+    Returns:
+        Total-variation distance of the probabilities, and of the attention (None without).
+
+    Raises:
+        MetricError: fewer than two models.
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    if p.ndim != 2 or len(p) < 2:
+        raise MetricError(f"a distance between seeds needs at least two models, got probabilities of shape {p.shape}")
+    pairs = list(combinations(range(len(p)), 2))
+    between = float(np.mean([total_variation(p[i], p[j]) for i, j in pairs]))
+    if attention is None:
+        return between, None
+    return between, float(np.mean([total_variation(attention[i], attention[j]) for i, j in pairs]))
+
+
+def _kept_distance(whole: FloatArray, new: FloatArray, rows: NDArray[np.int64]) -> float:
+    left = whole[rows].sum()
+    # all the weight was on what is gone: whatever the rest now gets, it did not have before
+    return total_variation(whole[rows] / left, new) if left > 0 else 1.0
