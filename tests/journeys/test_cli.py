@@ -33,7 +33,7 @@ SMALL = [
 
 VERBS = (
     *("manifest", "check", "pack", "train", "evaluate", "predict", "compare", "ablate", "verify", "plan", "datasets"),
-    *("models", "demo", "attention", "overlay", "gallery"),
+    *("models", "demo", "attention", "overlay", "gallery", "report"),
 )
 
 

@@ -35,6 +35,7 @@ for _verb, _help in {
     "attention": "Measure where a run looks: concentration, faithfulness, agreement with truth; compare runs.",
     "overlay": "Draw the attention of a bag on its slide, or export it to QuPath.",
     "gallery": "Cells or tiles of a bag in order of attention.",
+    "report": "One self-contained page of a run: metrics, calibration, attention, pictures.",
     "benchmark": "Aggregators over data sets, folds and seeds, with statistics; resumable, on one machine or many.",
     "ablate": "One-factor ablations of QG-MIL, and what each of its components does alone; resumable.",
     "verify": "Train every aggregator on made bags of known truth and check that it learns what can be learnt.",
@@ -45,7 +46,7 @@ for _verb, _help in {
 }.items():
     _entry = (
         "app"
-        if _verb in ("train", "evaluate", "benchmark", "ablate", "verify", "attention", "overlay", "gallery")
+        if _verb in ("train", "evaluate", "benchmark", "ablate", "verify", "attention", "overlay", "gallery", "report")
         else _verb
     )
     app.command(f"qgmil.cli.{_verb}:{_entry}", name=_verb, help=_help)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import base64
 import csv
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 import qgmil
 from qgmil.attention.figures import mass_curve_figure
 from qgmil.evaluation.figures import confusion_figure, history_figure, reliability_figure, roc_figure, save_figure
 from qgmil.files import write_text
+from qgmil.report.bags import Looks
 from qgmil.report.data import RunResult, load_result
 from qgmil.report.tables import number, spread
 from qgmil.training.runfolder import HISTORY
@@ -34,15 +40,22 @@ METRIC_NAMES = {
 WORST = 15
 
 
-def write_report(folder: str | Path) -> Path:
-    """Write ``report.html`` and ``figures/*.png`` into a finished run folder.
+def write_report(
+    folder: str | Path, target: Path | None = None, *, looks: Looks | None = None, compare: Sequence[Path] = ()
+) -> Path:
+    """Write ``report.html`` (or `target`) and ``figures/*.png`` of a finished run.
+
+    Args:
+        looks: what is shown of the bags themselves; None: nothing.
+        compare: other runs whose attention-mass curves are drawn beside this one's.
 
     Raises:
         RunError: not a run folder, or one that has not finished.
     """
     result = load_result(folder)
+    looks = looks or Looks()
     pictures = []
-    for name, (figure, text) in run_figures(result).items():
+    for name, (figure, text) in run_figures(result, [load_result(run) for run in compare]).items():
         path = save_figure(figure, result.folder / "figures" / f"{name}.png")
         pictures.append({"alt": text, "data": base64.b64encode(path.read_bytes()).decode("ascii")})
     environment = jinja2.Environment(loader=jinja2.PackageLoader("qgmil.report"), autoescape=True)
@@ -52,19 +65,85 @@ def write_report(folder: str | Path) -> Path:
         version=qgmil.__version__,
         cells=result.cells,
         metrics=_metric_rows(result),
+        per_class=_class_rows(result),
         attention=_attention_rows(result),
         config=result.config.model_dump(mode="json"),
+        environment=_environment(result),
         pictures=pictures,
         worst=_worst(result),
         not_pooled=result.metrics.get("not_pooled"),
         skipped=result.skipped,
+        bags=looks.bags,
+        faithfulness=looks.faithfulness,
+        left_out=looks.left_out,
+        **_code(looks),
     )
-    target = result.folder / "report.html"
+    target = result.folder / "report.html" if target is None else target
     write_text(target, page)
     return target
 
 
-def run_figures(result: RunResult) -> dict[str, tuple[Figure, str]]:
+def _code(looks: Looks) -> dict[str, Any]:
+    """Style, scripts and the policy that allows these very bytes and nothing else."""
+    parts = files("qgmil.report")
+    css = Markup((parts / "templates" / "page.css").read_text(encoding="utf-8"))
+    if not any(entry is not None for entry in looks.data):
+        return {"css": css, "policy": _policy([css], []), "script": None}
+    library = (parts / "vendor" / "openseadragon" / "openseadragon.min.js").read_text(encoding="utf-8")
+    script = (parts / "templates" / "viewer.js").read_text(encoding="utf-8")
+    # "<" inside JSON is always inside a text, where \u003c is the same: no name can end the script
+    data = json.dumps(looks.data, allow_nan=False).replace("<", "\\u003c")
+    return {
+        "css": css,
+        "policy": _policy([css], [library, script]),
+        "library": Markup(library),
+        "script": Markup(script),
+        "data": Markup(data),
+    }
+
+
+def _policy(styles: Sequence[str], scripts: Sequence[str]) -> str:
+    def allowed(texts: Sequence[str]) -> str:
+        digests = [base64.b64encode(hashlib.sha256(t.encode()).digest()).decode("ascii") for t in texts]
+        return " ".join(f"'sha256-{d}'" for d in digests) or "'none'"
+
+    return (
+        f"default-src 'none'; img-src data:; style-src {allowed(styles)}; script-src {allowed(scripts)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _environment(result: RunResult) -> dict[str, str]:
+    path = result.folder / "environment.json"
+    held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    packages = held.pop("packages", {})
+    said = {name: str(value) for name, value in held.items() if value is not None}
+    return said | ({"packages": ", ".join(f"{n} {v}" for n, v in packages.items())} if packages else {})
+
+
+def _class_rows(result: RunResult) -> list[dict[str, str]]:
+    _, probabilities, truth = result.predictions()
+    predicted = probabilities.argmax(axis=1)
+    rows = []
+    for c, name in enumerate(result.classes):
+        hit, own, said = (
+            int(((predicted == c) & (truth == c)).sum()),
+            int((truth == c).sum()),
+            int((predicted == c).sum()),
+        )
+        rows.append(
+            {
+                "name": name,
+                "bags": str(own),
+                "recall": number(hit / own if own else None),
+                "precision": number(hit / said if said else None),
+                "f1": number(2 * hit / (own + said) if own + said else None),
+            }
+        )
+    return rows
+
+
+def run_figures(result: RunResult, others: Sequence[RunResult] = ()) -> dict[str, tuple[Figure, str]]:
     """Figures of a run by file name, each with a sentence that says what it shows."""
     _, plain, truth = result.predictions()
     _, calibrated, _ = result.predictions(calibrated=True)
@@ -80,9 +159,11 @@ def run_figures(result: RunResult) -> dict[str, tuple[Figure, str]]:
     }
     if len(set(truth.tolist())) == len(classes):
         figures["roc"] = (roc_figure(plain, truth, classes), "ROC curves of the test predictions of all models.")
-    if result.mass_curve is not None:
+    curves = {other.model: other.mass_curve for other in (result, *others) if other.mass_curve is not None}
+    if curves:
+        grid = next(iter(curves.values()))["share"]
         figures["attention_mass"] = (
-            mass_curve_figure({result.model: result.mass_curve["mass"]}, grid=result.mass_curve["share"]),
+            mass_curve_figure({name: curve["mass"] for name, curve in curves.items()}, grid=grid),
             "Share of the attention that the most attended instances hold, mean over test bags.",
         )
     rows = _history(result)
