@@ -165,7 +165,9 @@ def test_the_advantage_over_bags_and_its_words() -> None:
     )
     assert verdict(same, same).startswith("No better than random: a picture, not an explanation.")
     assert "p undefined" in verdict(same, same)
-    assert verdict(better, worse).startswith("Misleading")
+    assert verdict(better, worse).startswith("Divided: the prediction needs what is attended to")
+    assert verdict(worse, better).startswith("Divided: what is attended to is enough")
+    assert verdict(worse, same).startswith("Misleading")
 
 
 def test_all_good_is_faithful_and_few_bags_are_never_enough() -> None:

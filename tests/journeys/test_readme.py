@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import qgmil
 from cohort import make_cohort
@@ -116,6 +117,33 @@ def test_the_page_on_the_benchmark(cohort: Path) -> None:
     assert (cohort / "runs" / "bench" / "tables" / "results.md").is_file()
     (cohort / "bench.yaml").write_text(blocks("docs/benchmark.md", "yaml")[0])
     assert type_in("qgmil benchmark bench.yaml --dry-run -o runs/documented") == 0
+
+
+def test_the_page_on_attention(cohort: Path) -> None:
+    """Its commands, on bags with coordinates and pictures."""
+    rng = np.random.default_rng(0)
+    (cohort / "cells").mkdir()
+    for path in sorted((cohort / "features").glob("*.npy")):
+        x = np.load(path)
+        with h5py.File(path.with_suffix(".h5"), "w") as file:
+            file["features"] = x
+            file["coords"] = np.array([(10 * i, 0) for i in range(len(x))])
+            file["instance_ids"] = [f"{path.stem}_{i}" for i in range(len(x))]
+        for i in range(len(x)):
+            Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(
+                cohort / "cells" / f"{path.stem}_{i}.png"
+            )
+    (cohort / "bags.csv").write_text((cohort / "bags.csv").read_text().replace(".npy", ".h5"))
+    for name, model in (("qgmil", "qgmil"), ("abmil", "abmil_gated")):
+        assert type_in(f"qgmil train bags.csv --folds 2 -o runs/{name} --model {model}") == 0
+    np.savez(cohort / "theirs.npz", **{p.stem: rng.normal(size=len(np.load(p))) for p in cohort.glob("features/*.npy")})
+    typed = commands("docs/attention.md")
+    assert [line.split()[1] for line in typed] == ["attention", "attention", "overlay", "gallery", "report"]
+    for line in typed:
+        placed = " --coord-unit px --tile-size 10" if " overlay " in line else ""
+        assert type_in(line + placed) == 0, line
+    (inline,) = re.findall(r"`(qgmil attention bags.csv [^`]*)`", (ROOT / "docs/attention.md").read_text())
+    assert type_in(inline.replace("theirs.h5", "theirs.npz")) == 0
 
 
 def test_the_python_of_the_readme() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -24,7 +24,9 @@ def groups_of(records: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
             yield name, chosen
 
 
-def summarise_records(sources: Mapping[str, Sequence[Record]], *, seed: int = 0) -> list[dict[str, Any]]:
+def summarise_records(
+    sources: Mapping[str, Sequence[Record]], *, figures: Iterable[str] = FIGURES, seed: int = 0
+) -> list[dict[str, Any]]:
     """One row a source, group of bags and figure.
 
     Returns:
@@ -32,9 +34,10 @@ def summarise_records(sources: Mapping[str, Sequence[Record]], *, seed: int = 0)
         (over bags) and the 95 % bootstrap interval of the mean over patients (``low``, ``high``; None with one).
     """
     rows = []
+    wanted = list(figures)
     for source, records in sources.items():
         for group, chosen in groups_of(records):
-            for figure in FIGURES:
+            for figure in wanted:
                 held = [(r.row[figure], r.row["patient_id"]) for r in chosen if r.row.get(figure) is not None]
                 if not held:
                     continue
@@ -56,7 +59,9 @@ def summarise_records(sources: Mapping[str, Sequence[Record]], *, seed: int = 0)
     return rows
 
 
-def compare_records(sources: Mapping[str, Sequence[Record]], *, seed: int = 0) -> list[dict[str, Any]]:
+def compare_records(
+    sources: Mapping[str, Sequence[Record]], *, figures: Iterable[str] = FIGURES, seed: int = 0
+) -> list[dict[str, Any]]:
     """Every two sources on the bags that both have, figure by figure.
 
     Returns:
@@ -65,7 +70,7 @@ def compare_records(sources: Mapping[str, Sequence[Record]], *, seed: int = 0) -
         a patient are averaged first; None where it is undefined) and ``p_holm``, corrected for all pairs of one figure.
     """
     rows: list[dict[str, Any]] = []
-    for figure in FIGURES:
+    for figure in figures:
         compared = [
             row
             for first, second in combinations(sources, 2)

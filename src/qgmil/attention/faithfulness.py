@@ -251,6 +251,12 @@ def verdict(deletion: Advantage, insertion: Advantage) -> str:
     both = {deletion.verdict, insertion.verdict}
     if both == {"better"}:
         head = "Faithful: the prediction rests on what is attended to"
+    elif both == {"better", "worse"} and deletion.verdict == "better":
+        head = "Divided: the prediction needs what is attended to, but that alone says less than random instances do"
+    elif both == {"better", "worse"}:
+        head = (
+            "Divided: what is attended to is enough for the prediction, but it is needed less than random instances are"
+        )
     elif "worse" in both:
         head = "Misleading: the attended instances carry the prediction less than random ones do"
     elif "better" in both:

@@ -30,8 +30,8 @@ from qgmil.layers.attention import GatedSelfAttention
 from qgmil.models.base import Aggregator
 from qgmil.models.output import BagOutput
 
-#: Attention weights held at once; 16 MB in float32.
-ENTRIES = 2**22
+#: Attention weights held at once: 4 MB in float32, which stay in the caches between the passes over them.
+ENTRIES = 2**20
 GATE_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -56,20 +56,42 @@ class Layer:
         """Number of query heads H."""
         return self.q.shape[1]
 
-    def blocks(self, entries: int = ENTRIES) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Blocks of the map: the rows, their weights ``(H, rows, n)`` and their logits' log-sum-exp ``(H, rows)``.
+    def blocks(self, entries: int = ENTRIES) -> Iterator[Block]:
+        """The map, head by head, some rows at a time."""
+        n, group = self.q.shape[0], self.heads // self.k.shape[1]
+        rows = max(1, entries // n)
+        for head in range(self.heads):
+            queries = self.q[:, head] / math.sqrt(self.q.shape[-1])
+            keys = self.k[:, head // group].contiguous()
+            for start in range(0, n, rows):
+                at = slice(start, min(start + rows, n))
+                logits = queries[at] @ keys.T
+                largest = logits.amax(dim=-1)
+                weights = logits.sub_(largest[:, None]).exp_()
+                yield Block(head, at, weights, weights.sum(dim=-1), largest, queries[at], keys)
 
-        The weights belong to the caller, who may overwrite them.
-        """
-        keys = self.k.repeat_interleave(self.heads // self.k.shape[1], dim=1).permute(1, 2, 0)  # (H, d, n)
-        n = self.q.shape[0]
-        rows = max(1, entries // (self.heads * n))
-        for start in range(0, n, rows):
-            at = slice(start, min(start + rows, n))
-            logits = self.q[at].transpose(0, 1) @ keys
-            logits /= math.sqrt(self.q.shape[-1])
-            total = logits.logsumexp(dim=-1)
-            yield at, logits.sub_(total.unsqueeze(-1)).exp_(), total
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some rows of the map of one head: the weights are ``weights / total[:, None]``, left undivided to save a pass.
+
+    Args:
+        head: its number.
+        rows: which rows.
+        weights: ``(rows, n)``, exp(logit - largest).
+        total: ``(rows,)``, their sums.
+        largest: ``(rows,)``, the largest logit of each row.
+        queries: ``(rows, d)``, over sqrt(d).
+        keys: ``(n, d)``.
+    """
+
+    head: int
+    rows: slice
+    weights: Tensor
+    total: Tensor
+    largest: Tensor
+    queries: Tensor
+    keys: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,17 +190,16 @@ def layer_figures(model: Aggregator, bag: Bag, *, device: str = "cpu", entries: 
 
 @torch.inference_mode()
 def _figures(layer: Layer, entries: int) -> LayerFigures:
-    n, heads, d = layer.q.shape
-    keys = layer.k.repeat_interleave(heads // layer.k.shape[1], dim=1).transpose(0, 1)  # (H, n, d)
+    n, heads, _ = layer.q.shape
     received = torch.zeros(heads, n, dtype=torch.float64, device=layer.q.device)
     entropy = torch.zeros(heads, dtype=torch.float64, device=layer.q.device)
     largest = torch.full((heads,), -torch.inf, dtype=torch.float64, device=layer.q.device)
-    for at, weights, total in layer.blocks(entries):
-        received += weights.sum(dim=1)
-        # -sum_j A_ij ln A_ij = lse_i - sum_j A_ij s_ij, and the sum is q_i (A K)_i / sqrt(d): no second block needed
-        mean_logit = (layer.q[at].transpose(0, 1) * (weights @ keys)).sum(dim=-1) / math.sqrt(d)
-        entropy += (total - mean_logit).double().sum(dim=1)
-        largest = torch.maximum(largest, (weights.amax(dim=-1).log() + total).double().amax(dim=1))
+    for block in layer.blocks(entries):
+        received[block.head] += (1 / block.total) @ block.weights
+        # -sum_j A_ij ln A_ij = lse_i - sum_j A_ij s_ij, and that sum is q_i (A K)_i: the logits need not be kept
+        mean_logit = (block.queries * (block.weights @ block.keys)).sum(dim=-1) / block.total
+        entropy[block.head] += (block.total.log() + block.largest - mean_logit).double().sum()
+        largest[block.head] = torch.maximum(largest[block.head], block.largest.max().double())
     received /= received.sum(dim=1, keepdim=True)
     normalised = entropy / n / math.log(n) if n > 1 else torch.ones_like(entropy)
     return LayerFigures(
@@ -224,9 +245,9 @@ def rollout(model: Aggregator, bag: Bag, *, device: str = "cpu", entries: int = 
     for layer in reversed(layers):
         opened = torch.ones(layer.q.shape[:2], device=a.device) if layer.gate is None else layer.gate.mean(dim=-1)
         flow = torch.zeros_like(a)
-        for at, weights, _ in layer.blocks(entries):
-            share = (a[at, None] * opened[at] / layer.heads).T.to(weights.dtype)  # (H, rows)
-            flow += torch.einsum("hr,hrn->n", share, weights)
+        for block in layer.blocks(entries):
+            share = a[block.rows] * opened[block.rows, block.head] / layer.heads / block.total
+            flow += share.to(block.weights.dtype) @ block.weights
         a = a + flow
         a = a / a.sum()
     if layers[0].token:
