@@ -33,6 +33,7 @@ from qgmil.benchmark import text as words
 from qgmil.benchmark.markdown import table
 from qgmil.benchmark.sources import describe_source, open_source
 from qgmil.benchmark.spec import BenchmarkSpec
+from qgmil.evaluation.metrics import evaluate
 from qgmil.files import atomic_path, write_text
 from qgmil.training.explain import explain_bag
 from qgmil.training.members import Run, load_run
@@ -59,7 +60,12 @@ SHOWN = {
 
 
 def attention(
-    cells: Path | None = None, *, spec: Path = HERE / "paper.yaml", repeats: int = 3, check: bool = False
+    cells: Path | None = None,
+    *,
+    spec: Path = HERE / "paper.yaml",
+    only: tuple[str, ...] = TASKS,
+    repeats: int = 3,
+    check: bool = False,
 ) -> None:
     """Measure the cells of a benchmark, or only write the page from the tables that are there.
 
@@ -69,6 +75,8 @@ def attention(
         Output folder of the benchmark.
     spec
         The benchmark.
+    only
+        Data sets to measure.
     repeats
         Random orders and removals a bag.
     check
@@ -76,7 +84,7 @@ def attention(
     """
     if cells is not None:
         loaded = BenchmarkSpec.read(spec)
-        for task in TASKS:
+        for task in only:
             measure_task(loaded, cells, task, repeats)
     page = PAGE.read_text(encoding="utf-8")
     new = BLOCK.sub(lambda found: f"<!-- {found[1]} -->\n{block(found[1])}<!-- end {found[1]} -->", page)
@@ -123,7 +131,7 @@ def _records(
         if (model, name) not in journal.records:
             said = explain_bag(joined, bags, bag_id, device="cpu")
             record = measure(said, model, plan)
-            extra: dict[str, Any] = {"bag_id": name, "fold": fold}
+            extra: dict[str, Any] = {"bag_id": name, "patient_id": f"{fold}/{said.patient}", "fold": fold}
             if types:
                 kinds = np.array([types.get(i, "") for i in said.bag.instance_ids or ()])
                 for kind in ("Blast", "Promyelocyte"):
@@ -165,15 +173,16 @@ def block(task: str) -> str:
     sources = {model: [r for r in records if r.source == model] for model in MODELS}
     means = {(r["source"], r["figure"]): r for r in _summary(sources)}
     shown = [f for f in SHOWN if any((model, f) in means for model in MODELS)]
-    head = ["aggregator", "macro F1", *(SHOWN[f] for f in shown)]
+    head = ["aggregator", "macro F1", "NLL", "ECE", *(SHOWN[f] for f in shown)]
     lines = []
     for model, found in sources.items():
-        lines.append([words.markdown(model), f"{_macro_f1(found):.2f}", *(_cell(means.get((model, f))) for f in shown)])
+        lines.append([words.markdown(model), *_quality(found), *(_cell(means.get((model, f))) for f in shown)])
     members = sorted({r.row["members"] for r in records})
     bags, patients = len(sources[MODELS[0]]), len({r.row["patient_id"] for r in sources[MODELS[0]]})
     caption = (
         f"{bags} bags of {patients} patients, each by the {' or '.join(map(str, members))} models (seeds) that never "
-        "saw it. Mean over bags [95 % interval over patients]. macro F1: of the models' mean prediction, folds pooled."
+        "saw it. Mean over bags [95 % interval over patients]. macro F1, NLL and ECE: of the models' mean prediction, "
+        "not calibrated, folds pooled."
     )
     verdicts = [f"- **{words.markdown(m)}**: {_verdict(found)}" for m, found in sources.items()]
     pairs = _pairs(sources, shown)
@@ -199,10 +208,16 @@ def _verdict(found: list[Record]) -> str:
     return str(verdict_of([replace(r, faithfulness={"measured": True}) for r in found]))
 
 
-def _macro_f1(found: list[Record]) -> float:
-    from sklearn.metrics import f1_score
-
-    return float(f1_score([r.row["label"] for r in found], [r.row["predicted"] for r in found], average="macro"))
+def _quality(found: list[Record]) -> list[str]:
+    """Macro F1, NLL and ECE of the predictions; with the two classes of all data sets here one probability says all."""
+    classes = sorted({r.row["label"] for r in found})
+    assert len(classes) == 2, classes
+    said = np.array([r.row["probability"] for r in found])
+    first = np.array([r.row["predicted"] == classes[0] for r in found])
+    p = np.where(first, said, 1 - said)
+    truth = np.array([classes.index(r.row["label"]) for r in found])
+    figures = evaluate(np.stack([p, 1 - p], axis=1), truth, classes)
+    return [f"{figures['macro_f1']:.2f}", f"{figures['nll']:.3f}", f"{figures['ece']:.3f}"]
 
 
 def _cell(r: Mapping[str, Any] | None) -> str:
