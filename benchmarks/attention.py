@@ -117,7 +117,7 @@ def measure_task(spec: BenchmarkSpec, cells: Path, task: str, repeats: int) -> N
     with atomic_path(TABLES / f"{task}.parquet") as partial:
         pl.DataFrame(rows, infer_schema_length=None).sort("source", "bag_id").write_parquet(partial)
     for path in write_figures(out, found):
-        if path.stem != "entropy":
+        if path.stem in ("mass_curves", "faithfulness"):
             (IMAGES / f"attention_{task}_{path.name}").write_bytes(path.read_bytes())
 
 

@@ -172,12 +172,50 @@ def test_the_advantage_over_bags_and_its_words() -> None:
 
 def test_all_good_is_faithful_and_few_bags_are_never_enough() -> None:
     few = advantage([0.5, 0.5], [0.9, 0.9], ["a", "b"], kind="deletion")
-    assert few.verdict == "no better"
+    assert few.verdict == "too few"
     assert few.p == pytest.approx(0.5)
+    assert verdict(few, few).startswith(
+        "Too few patients to tell (2; the test needs 6). Removing the most attended instances lowers the predicted "
+        "class's probability on average more than at random (mean 0.500 against 0.900"
+    )
     good = Advantage(0.5, 0.9, 0.4, Interval(0.3, 0.5, 2000), 0.001, 40, 40)
     assert verdict(good, good).startswith("Faithful: the prediction rests on what is attended to.")
     one = advantage([0.5, 0.4], [0.9, 0.9], ["a", "a"], kind="deletion")
-    assert (one.interval.low, one.verdict) == (None, "no better")
+    assert (one.interval.low, one.verdict) == (None, "too few")
+
+
+@pytest.mark.parametrize(("patients", "expected"), [(5, "too few"), (6, "better")])
+def test_six_patients_are_the_fewest_that_can_say_anything(patients: int, expected: str) -> None:
+    """All of them in favour: p is 2 / 2^n."""
+    own = [0.5 - 0.01 * i for i in range(patients)]
+    found = advantage(own, [0.9] * patients, range(patients), kind="deletion")
+    assert found.p == pytest.approx(2 / 2**patients)
+    assert found.p is not None
+    assert (found.p < 0.05, found.verdict) == (expected == "better", expected)
+
+
+def test_batches_are_bounded_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(1).normal(size=40)
+    whole = faithfulness([MeanOfFirst()], bag(values), values)
+    batches: list[int] = []
+
+    class Counting(MeanOfFirst):
+        def forward_packed(self, bags: PackedBags, return_attention: bool) -> BagOutput:
+            batches.append(sum(bags.sizes))
+            assert len(bags.sizes) == 1 or batches[-1] <= 50
+            return super().forward_packed(bags, return_attention)
+
+    monkeypatch.setattr("qgmil.attention.faithfulness.BATCH", 50)
+    cut = faithfulness([Counting()], bag(values), values)
+    assert len(batches) > 10
+    for name in ("deletion", "insertion", "random_deletion", "random_insertion"):
+        np.testing.assert_allclose(getattr(cut, name), getattr(whole, name), rtol=1e-6)
+
+
+def test_a_model_comes_back_as_it_was() -> None:
+    model = MeanOfFirst().train()
+    faithfulness([model], bag([1.0, 2.0]), [1, 2])
+    assert model.training
 
 
 def test_bad_lists_are_named() -> None:

@@ -11,9 +11,12 @@ from hypothesis.extra.numpy import arrays
 
 from qgmil import create_model
 from qgmil.attention.scores import instance_scores
-from qgmil.attention.stability import removal_agreement, seed_distance, total_variation
-from qgmil.bags.bag import Bag
+from qgmil.attention.stability import rank_correlation, removal_agreement, seed_distance, total_variation
+from qgmil.bags.bag import Bag, PackedBags
 from qgmil.errors import ConfigError, MetricError
+from qgmil.layers.pooling import segment_mean
+from qgmil.models.base import Aggregator
+from qgmil.models.output import BagOutput
 
 weights = arrays(np.float64, 7, elements=st.floats(0.01, 1)).map(lambda a: a / a.sum())
 
@@ -60,7 +63,7 @@ def test_attention_pooling_over_instances_alone_never_moves() -> None:
     assert [r.fraction for r in found] == [0.1, 0.5]
     for removal in found:
         assert removal.attention_tv == pytest.approx(0, abs=1e-6)
-        assert 0 <= removal.same_class <= 1
+        assert removal.attention_rank == pytest.approx(1)
     assert found[1].probability_tv > found[0].probability_tv > 0
 
 
@@ -82,6 +85,55 @@ def test_removals_are_the_same_for_the_same_seed() -> None:
     assert a == b
     assert a != c
     assert all(r.attention_tv == pytest.approx(0) for r in a)
+
+
+class FirstFeature(Aggregator):
+    """The logit of class 1 is the mean of the first feature."""
+
+    has_attention = False
+
+    def __init__(self) -> None:
+        super().__init__(5, 2)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward_packed(self, bags: PackedBags, return_attention: bool) -> BagOutput:
+        z = segment_mean(bags.features, bags.sizes)[:, :1] * self.scale
+        return BagOutput(torch.cat([torch.zeros_like(z), z], dim=1), z)
+
+
+def test_predictions_by_hand() -> None:
+    """Of two instances, 3 and -1, one stays: with 3 the class is kept, with -1 it is lost."""
+    x = torch.zeros(2, 5)
+    x[:, 0] = torch.tensor([3.0, -1.0])
+    (found,) = removal_agreement([FirstFeature()], Bag(x, bag_id="b"), uniform, fractions=(0.5,), repeats=40)
+    p = {z: 1 / (1 + np.exp(-z)) for z in (3.0, 1.0, -1.0)}
+    assert 0.2 < found.same_class < 0.8
+    kept = found.same_class
+    assert found.probability_tv == pytest.approx(kept * (p[3.0] - p[1.0]) + (1 - kept) * (p[1.0] - p[-1.0]), rel=1e-5)
+    assert found.attention_rank is None  # of one instance
+
+
+def test_rank_correlation_by_hand() -> None:
+    assert rank_correlation([1, 2, 3, 10], [0.1, 0.2, 0.3, 0.4]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    # ranks 1.5 1.5 3 and 1 2 3: covariance 1.5, variances 1.5 and 2
+    assert rank_correlation([5, 5, 9], [1, 2, 3]) == pytest.approx(1.5 / np.sqrt(1.5 * 2))
+    assert rank_correlation([1, 1], [1, 2]) is None
+    assert rank_correlation([1], [2]) is None
+    with pytest.raises(MetricError, match="one length"):
+        rank_correlation([1, 2], [1])
+
+
+def test_a_map_that_turns_round_is_ranked_the_other_way() -> None:
+    """Weights fall with the row in the whole bag and rise in every part of it."""
+
+    def turning(one: Bag) -> np.ndarray:
+        weights = np.arange(1, len(one) + 1, dtype=float)
+        return (weights[::-1] if len(one) == 20 else weights) / weights.sum()
+
+    model = create_model("mean", in_dim=5, num_classes=2).eval()
+    for removal in removal_agreement([model], bag(20), turning):
+        assert removal.attention_rank == pytest.approx(-1)
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def faithfulness_figure(sources: Mapping[str, Sequence[Record]], *, title: str =
             ax.plot(x, mean, color=colour, label=plain(source), **look)
         style_axes(ax, title=name, xlabel=label, ylabel="probability of the predicted class" if ax is axes[0] else "")
         ax.set_xticks(x, [f"{100 * s:g}%" for s in shares])
-        ax.set_ylim(top=1.02)
+    axes[0].set_ylim(top=1.02)  # after both are drawn: it ends the search for the lower end, which they share
     axes[0].plot([], [], color=FAINT, linestyle=(0, (3, 2)), linewidth=1.3, label="the same, random order")
     legend(axes[0], len(held) + 1, "lower left")
     fig.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=INK)

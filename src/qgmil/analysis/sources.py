@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qgmil.analysis.measure import Plan, measure, measure_scores
 from qgmil.analysis.records import Journal, Record
-from qgmil.attention.external import Normalise, as_weights, read_scores
+from qgmil.attention.external import GivenScores, Normalise, as_weights, read_scores, score_files
 from qgmil.bags.dataset import BagDataset, open_bags
 from qgmil.errors import BagError, ConfigError, RunError
-from qgmil.evaluation.checks import FloatArray
 from qgmil.training.device import choose_device
 from qgmil.training.explain import explain_bag, members_for
 from qgmil.training.members import Run, load_run
@@ -48,7 +47,7 @@ class ScoreSource:
 
     name: str
     folder: Path
-    scores: dict[str, FloatArray]
+    scores: dict[str, GivenScores]
     bags: BagDataset
     normalise: Normalise
     left_out: tuple[str, ...]
@@ -61,13 +60,8 @@ class ScoreSource:
     def record(self, bag_id: str, plan: Plan) -> Record:
         """Measure one bag."""
         index = self.bags.bag_ids.index(bag_id)
-        bag, values = self.bags[index], self.scores[bag_id]
-        if len(values) != len(bag):
-            raise BagError(
-                f"{self.folder}: bag {bag_id!r} has {len(values)} scores but {len(bag)} instances in the manifest's "
-                "file; the scores must be of the same instances in the same order"
-            )
-        weights = as_weights(values, self.normalise, bag_id=bag_id)
+        bag = self.bags[index]
+        weights = as_weights(self.scores[bag_id].of(bag), self.normalise, bag_id=bag_id)
         return measure_scores(bag, self.bags.groups[index], weights, self.name, plan)
 
 
@@ -179,12 +173,8 @@ def measure_all(
 
 def _state(source: Source) -> dict[str, Any]:
     if isinstance(source, ScoreSource):
-        stats = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in _files_of(source.folder))
+        stats = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in score_files(source.folder))
         return {"files": stats, "normalise": source.normalise}
     weights = [m.folder / "model.safetensors" for m in source.run.members]
     options = {k: v for k, v in source.options.items() if k != "device"}
     return {"weights": [[w.stat().st_size, w.stat().st_mtime_ns] for w in weights], **options}
-
-
-def _files_of(path: Path) -> Iterator[Path]:
-    yield from [path] if path.is_file() else (p for p in path.iterdir() if p.is_file())

@@ -1,19 +1,24 @@
 """Attention that was computed elsewhere: arrays of scores from npz, npy, h5, CSV and parquet files.
 
 One file holds one bag (its name is the bag's), or all of them: an archive or HDF5 file with an array a bag, or a table
-with a line an instance and the columns ``bag_id`` and ``score`` (or one of the usual names). A folder holds such files.
+with a line an instance and the columns ``bag_id`` and ``score`` (or one of the usual names). A folder holds such files;
+where it has none itself, its folders do (CLAM writes ``LABEL/ID/ID_blockmap.h5``).
+
+A file that says which instance each score is of (a column ``instance``, or coordinates) may have another order than the
+bag.
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import h5py
 import numpy as np
 
+from qgmil.attention.given import GivenScores
 from qgmil.attention.scores import InstanceScores
 from qgmil.bags.readers import npy, npz
 from qgmil.bags.readers.base import check_zip, guarded, listing
@@ -26,26 +31,29 @@ Normalise = Literal["none", "sum", "softmax"]
 #: What attention is called in files, the surest name first.
 SCORE_NAMES = ("score", "scores", "attention", "attention_score", "attention_scores", "weight", "weights", "A")
 BAG_NAMES = ("bag_id", "slide_id", "slide", "case_id", "filename")
-BESIDE = ("coords", "instance_labels", "instance_ids", "features")
+INSTANCE_NAMES = ("instance", "instance_id", "instance_index")
+COORDS = "coords"
+BESIDE = (COORDS, "instance_labels", "instance_ids", "features")
+BLOCKMAP = "_blockmap"
 MAX_BAGS = 1_000_000
 
 
-def read_scores(where: str | Path) -> dict[str, FloatArray]:
-    """Every bag's scores ``(N,)``, by bag, as they stand in the files.
+def read_scores(where: str | Path) -> dict[str, GivenScores]:
+    """Every bag's scores, by bag, as they stand in the files.
 
     Raises:
-        ReadError: nothing there, a layout that is none of those above, a bag twice, or scores that are not finite
-            numbers (the file, bag and instance are named).
+        ReadError: nothing there, a layout that is none of those above, a bag twice, scores that are not finite numbers
+            (the file, bag and instance are named), or coordinates that are not two numbers a score.
         ManifestError: a table that cannot be read.
     """
     where = Path(where)
-    found: dict[str, FloatArray] = {}
-    came_from: dict[str, Path] = {}
-    for path in _files(where):
-        for bag_id, values in _READERS[path.suffix.lower()](path):
+    found: dict[str, GivenScores] = {}
+    for path in score_files(where):
+        for given in _READERS[path.suffix.lower()](path):
+            bag_id = given.bag_id
             if bag_id in found:
-                raise ReadError(f"{path}: bag {bag_id!r} is in {came_from[bag_id]} as well; remove one of them")
-            found[bag_id], came_from[bag_id] = _checked(path, bag_id, values), path
+                raise ReadError(f"{path}: bag {bag_id!r} is in {found[bag_id].path} as well; remove one of them")
+            found[bag_id] = given
     if not found:
         raise ReadError(f"{where}: holds no scores")
     return found
@@ -86,20 +94,35 @@ def _given(values: FloatArray) -> InstanceScores:
     return InstanceScores(values, "given", "scores as given, sum to 1 over the bag", True)
 
 
-def _files(where: Path) -> list[Path]:
+def score_files(where: Path) -> list[Path]:
+    """The files that `read_scores` reads: the file itself, those of a folder, or else those of the folders in it.
+
+    Raises:
+        ReadError: nothing there, or nothing that can hold scores.
+    """
     if not where.exists():
         raise ReadError(f"{where}: no such file or folder; name the file of scores, or the folder of such files")
     if where.is_file():
         if where.suffix.lower() not in _READERS:
             raise ReadError(f"{where}: scores are read from {listing(sorted(_READERS))}; this is none of them")
         return [where]
-    files = sorted(p for p in where.iterdir() if p.is_file() and p.suffix.lower() in _READERS and p.name[0] != ".")
+    files = _readable(where.iterdir()) or _readable(where.rglob("*"))
     if not files:
         raise ReadError(f"{where}: has no files of scores ({listing(sorted(_READERS))})")
     return files
 
 
-def _checked(path: Path, bag_id: str, values: np.ndarray) -> FloatArray:
+def _readable(paths: Iterable[Path]) -> list[Path]:
+    return sorted(p for p in paths if p.suffix.lower() in _READERS and p.name[0] != "." and p.is_file())
+
+
+def _checked(
+    path: Path,
+    bag_id: str,
+    values: np.ndarray,
+    coords: np.ndarray | None = None,
+    instances: Sequence[str] | None = None,
+) -> GivenScores:
     if values.dtype.kind not in "fiub":
         raise ReadError(f"{path}: the scores of bag {bag_id!r} are of type {values.dtype}; expected numbers")
     if values.ndim == 2 and 1 in values.shape:
@@ -112,71 +135,114 @@ def _checked(path: Path, bag_id: str, values: np.ndarray) -> FloatArray:
     if not np.isfinite(wide).all():
         row = int(np.flatnonzero(~np.isfinite(wide))[0])
         raise ReadError(f"{path}: bag {bag_id!r}: the score of instance {row} is {wide[row]}")
-    return wide
+    return GivenScores(
+        bag_id,
+        wide,
+        path,
+        instances=None if instances is None else tuple(instances),
+        coords=None if coords is None else _places(path, bag_id, coords, len(wide)),
+    )
 
 
-def _npy(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+def _places(path: Path, bag_id: str, coords: np.ndarray, rows: int) -> FloatArray:
+    """Coordinates ``(rows, 2)``; some tools write them with a leading axis of one."""
+    flat = coords[0] if coords.ndim == 3 and len(coords) == 1 else coords
+    if flat.dtype.kind not in "fiu" or flat.shape != (rows, 2) or not np.isfinite(flat).all():
+        raise ReadError(
+            f"{path}: the coords of bag {bag_id!r} are {coords.dtype} of shape {coords.shape}; expected two finite "
+            f"numbers for each of its {rows} scores"
+        )
+    return flat.astype(np.float64)
+
+
+def _npy(path: Path) -> Iterator[GivenScores]:
     with guarded(path, "npy"):
-        yield path.stem, npy.read_array(path)
+        yield _checked(path, path.stem, npy.read_array(path))
 
 
-def _npz(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+def _npz(path: Path) -> Iterator[GivenScores]:
     """One bag where an array has a name of attention, else an array a bag."""
     with guarded(path, "npz"):
         with zipfile.ZipFile(path):
             have = [m.filename.removesuffix(".npy") for m in check_zip(path) if m.filename.endswith(".npy")]
-        yield from _one_or_each(path, have, lambda name: npz.read_array(path, name))
+        known = _known(have)
+        if known is not None:
+            coords = npz.read_array(path, COORDS) if COORDS in have else None
+            yield _checked(path, _bag_of(path), npz.read_array(path, known), coords)
+            return
+        for name in have:
+            if name not in BESIDE:
+                yield _checked(path, name, npz.read_array(path, name))
 
 
-def _h5(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+def _h5(path: Path) -> Iterator[GivenScores]:
     """As npz; bags may also be groups with one of the names of attention in each."""
     with open_h5(path) as file:
         have = names(file, MAX_BAGS)
-
-        def read(name: str) -> np.ndarray:
-            item = own_dataset(file, name)
-            if item is None:
-                group = own(file, name)
-                item = own_dataset(group, *SCORE_NAMES) if isinstance(group, h5py.Group) else None
-            if item is None:
+        known = _known(have)
+        if known is not None:
+            yield _of_group(path, _bag_of(path), file, known)
+            return
+        for name in have:
+            if name in BESIDE:
+                continue
+            item = own(file, name)
+            if isinstance(item, h5py.Group):
+                yield _of_group(path, name, item, *SCORE_NAMES)
+            elif isinstance(item, h5py.Dataset):
+                yield _checked(path, name, read_array(path, item))
+            else:
                 raise ReadError(f"{path}: {name!r} holds no scores; expected an array, or a group with 'scores' in it")
-            return read_array(path, item)
-
-        yield from _one_or_each(path, have, read)
 
 
-def _one_or_each(path: Path, have: list[str], read: Callable[[str], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    known = [name for name in SCORE_NAMES if name in have]
-    if known:
-        yield path.stem, read(known[0])
-        return
-    for name in have:
-        if name not in BESIDE:
-            yield name, read(name)
+def _of_group(path: Path, bag_id: str, group: h5py.Group, *called: str) -> GivenScores:
+    scores, coords = own_dataset(group, *called), own_dataset(group, COORDS)
+    if scores is None:
+        raise ReadError(f"{path}: {bag_id!r} holds no scores; expected an array, or a group with 'scores' in it")
+    return _checked(path, bag_id, read_array(path, scores), None if coords is None else read_array(path, coords))
 
 
-def _table(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+def _known(have: Collection[str]) -> str | None:
+    return next((name for name in SCORE_NAMES if name in have), None)
+
+
+def _bag_of(path: Path) -> str:
+    return path.stem.removesuffix(BLOCKMAP) or path.stem
+
+
+def _table(path: Path) -> Iterator[GivenScores]:
     table = read_text_table(path)
     if table.problems:
         raise ReadError(f"{path}: {table.problems[0].message}")
-    score = next((c for c in SCORE_NAMES if c in table.columns), None)
+    score = _known(table.columns)
     if score is None:
         raise ReadError(f"{path}: has no column of scores ({listing(SCORE_NAMES)}); it has {listing(table.columns)}")
     bag = next((c for c in BAG_NAMES if c in table.columns), None)
-    values: dict[str, list[float]] = {}
+    instance = next((c for c in INSTANCE_NAMES if c in table.columns), None)
+    places = ("x", "y") if {"x", "y"} <= set(table.columns) else ()
+    numbers: dict[str, list[list[float]]] = {}
+    instances: dict[str, list[str]] = {}
     for number, row in table.rows:
-        try:
-            value = float(row[score])
-        except ValueError:
-            raise ReadError(f"{path}: {table.word} {number}, column {score!r}: {row[score]!r} is no number") from None
-        values.setdefault(path.stem if bag is None else row[bag], []).append(value)
-    for bag_id, numbers in values.items():
+        bag_id = path.stem if bag is None else row[bag]
         if not bag_id:
-            raise ReadError(f"{path}: a {table.word} has a blank {bag!r}; name the bag of every instance")
-        yield bag_id, np.array(numbers)
+            raise ReadError(f"{path}: {table.word} {number} has a blank {bag!r}; name the bag of every instance")
+        cells = [_number(path, f"{table.word} {number}", c, row[c]) for c in (score, *places)]
+        numbers.setdefault(bag_id, []).append(cells)
+        if instance is not None:
+            instances.setdefault(bag_id, []).append(row[instance])
+    for bag_id, lines in numbers.items():
+        columns = np.array(lines)
+        yield _checked(path, bag_id, columns[:, 0], columns[:, 1:] if places else None, instances.get(bag_id))
 
 
-_READERS: Mapping[str, Callable[[Path], Iterator[tuple[str, np.ndarray]]]] = {
+def _number(path: Path, where: str, column: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ReadError(f"{path}: {where}, column {column!r}: {text!r} is no number") from None
+
+
+_READERS: Mapping[str, Callable[[Path], Iterator[GivenScores]]] = {
     ".npy": _npy,
     ".npz": _npz,
     ".h5": _h5,

@@ -32,6 +32,8 @@ SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8)
 #: Instances in one batch of bags that are predicted again.
 BATCH = 50_000
 ALPHA = 0.05
+#: Patients that the signed-rank test needs to reach ALPHA at all: with five, the smallest p is 2 / 2^5 = .0625.
+ENOUGH = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +209,12 @@ class Advantage:
 
     @property
     def verdict(self) -> str:
-        """ "better", "worse" or "no better" than random order: the interval and the test must agree."""
+        """ "better", "worse" or "no better" than random order: the interval and the test must agree.
+
+        "too few" below `ENOUGH` patients, of whom no test could say anything else than "no better".
+        """
+        if self.patients < ENOUGH:
+            return "too few"
         low, high = self.interval.low, self.interval.high
         if low is None or high is None or self.p is None or self.p >= ALPHA:
             return "no better"
@@ -249,7 +256,10 @@ def verdict(deletion: Advantage, insertion: Advantage) -> str:
     parts = [_sentence(deletion, "removing the most attended instances lowers"), ""]
     parts[1] = _sentence(insertion, "keeping only the most attended instances holds up")
     both = {deletion.verdict, insertion.verdict}
-    if both == {"better"}:
+    if "too few" in both:
+        patients = min(deletion.patients, insertion.patients)
+        head = f"Too few patients to tell ({patients}; the test needs {ENOUGH})"
+    elif both == {"better"}:
         head = "Faithful: the prediction rests on what is attended to"
     elif both == {"better", "worse"} and deletion.verdict == "better":
         head = "Divided: the prediction needs what is attended to, but that alone says less than random instances do"
@@ -270,7 +280,10 @@ def _sentence(found: Advantage, what: str) -> str:
     low, high = found.interval.low, found.interval.high
     interval = "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
     p = "p undefined" if found.p is None else "p < .001" if found.p < 0.001 else f"p = {found.p:.3f}"
-    than = {"better": "more than", "worse": "less than", "no better": "no more than"}[found.verdict]
+    than = {"better": "more than", "worse": "less than", "no better": "no more than"}.get(found.verdict)
+    if than is None:
+        than = "more than" if found.advantage > 0 else "less than" if found.advantage < 0 else "as much as"
+        than = f"on average {than}"
     figures = f"mean {found.area:.3f} against {found.random_area:.3f}, advantage {found.advantage:+.3f}{interval}, {p}"
     start = f"{what[0].upper()}{what[1:]} the predicted class's probability {than} at random"
     return f"{start} ({figures}, {found.bags} bags)."

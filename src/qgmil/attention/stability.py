@@ -10,6 +10,7 @@ from itertools import combinations
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
 
 from qgmil.attention.faithfulness import predict_subsets
 from qgmil.bags.bag import Bag
@@ -30,12 +31,15 @@ class Removal:
         same_class: share of repeats in which the predicted class stays.
         probability_tv: total-variation distance of the probabilities.
         attention_tv: of the new weights from the old ones of the instances that stay, divided by their sum.
+        attention_rank: Spearman correlation of the new and the old weights of the instances that stay, over the repeats
+            in which it is defined; None where it never is (one instance stays, or its weights are all equal).
     """
 
     fraction: float
     same_class: float
     probability_tv: float
     attention_tv: float
+    attention_rank: float | None = None
 
 
 def total_variation(a: ArrayLike, b: ArrayLike) -> float:
@@ -48,6 +52,20 @@ def total_variation(a: ArrayLike, b: ArrayLike) -> float:
     if x.ndim != 1 or x.shape != y.shape:
         raise MetricError(f"total variation is of two vectors of one length, got shapes {x.shape} and {y.shape}")
     return float(np.abs(x - y).sum() / 2)
+
+
+def rank_correlation(a: ArrayLike, b: ArrayLike) -> float | None:
+    """Spearman's correlation, ties at their average rank; None where one side is constant or has one value.
+
+    Raises:
+        MetricError: not two vectors of one length.
+    """
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if x.ndim != 1 or x.shape != y.shape:
+        raise MetricError(f"a rank correlation is of two vectors of one length, got shapes {x.shape} and {y.shape}")
+    if x.size < 2 or (x == x[0]).all() or (y == y[0]).all():
+        return None
+    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
 
 
 def removal_agreement(
@@ -83,17 +101,21 @@ def removal_agreement(
     kept = [np.sort(rng.permutation(n)[min(max(round(f * n), 1), n - 1) :]) for f in fractions for _ in range(repeats)]
     said = predict_subsets(models, bag, [np.arange(n), *kept], device=device)
     whole = weigh(bag)
-    distances = [_kept_distance(whole, weigh(bag.take(torch.from_numpy(rows))), rows) for rows in kept]
+    again = [weigh(bag.take(torch.from_numpy(rows))) for rows in kept]
+    distances = [_kept_distance(whole, new, rows) for new, rows in zip(again, kept, strict=True)]
+    ranks = [rank_correlation(whole[rows], new) for new, rows in zip(again, kept, strict=True)]
     found = []
     for number, fraction in enumerate(fractions):
         at = slice(number * repeats, (number + 1) * repeats)
-        again = said[1:][at]
+        after = said[1:][at]
+        defined = [r for r in ranks[at] if r is not None]
         found.append(
             Removal(
                 fraction=fraction,
-                same_class=float(np.mean(again.argmax(axis=1) == said[0].argmax())),
-                probability_tv=float(np.mean([total_variation(said[0], p) for p in again])),
+                same_class=float(np.mean(after.argmax(axis=1) == said[0].argmax())),
+                probability_tv=float(np.mean([total_variation(said[0], p) for p in after])),
                 attention_tv=float(np.mean(distances[at])),
+                attention_rank=float(np.mean(defined)) if defined else None,
             )
         )
     return found

@@ -56,7 +56,7 @@ def attention(
     output
         Folder for bags.parquet and .csv, heads.parquet and .csv, summary.csv, comparison.csv, attention.md and figures.
     scores
-        Attention from elsewhere, of the same instances in the same order: npz, npy, h5 or CSV files, or their folder.
+        Attention from elsewhere, of the same instances: npz, npy, h5 or CSV files, or their folder.
     normalise
         What --scores are: none: weights that sum to 1 a bag; sum: weights on another scale; softmax: logits.
     score
