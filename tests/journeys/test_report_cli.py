@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cohort import make_cohort
 from qgmil.cli import main
 from qgmil.report.bags import chosen_bags
-from qgmil.report.data import load_result
+from qgmil.report.data import load_mass_curve, load_result
 
 
 def run(*arguments: object) -> int:
@@ -59,6 +60,25 @@ def test_other_runs_stand_beside_it(trained: Path, tmp_path: Path) -> None:
     out = ["-o", tmp_path / "page.html", "--faithful", 0]
     assert run("report", trained / "abmil", "--compare", trained / "mean", "--show", "p01_0", *out) == 0
     assert "<h3>p01_0: predicted" in (tmp_path / "page.html").read_text()
+
+
+def test_baselines_of_a_benchmark_stand_beside_it(trained: Path, tmp_path: Path) -> None:
+    """The folder of a model's cells: the mean of their curves."""
+    folder = tmp_path / "cells" / "cohort" / "abmil"
+    for cell in sorted((trained / "abmil" / "cells").iterdir()):
+        shutil.copytree(cell, folder / cell.name)
+        shutil.copy(trained / "abmil" / "config.yaml", folder / cell.name)  # as cells of a benchmark have it
+    name, curve = load_mass_curve(folder) or ("", {})
+    whole = load_mass_curve(trained / "abmil")
+    assert whole is not None
+    assert name == whole[0] == "abmil (width=8)"
+    np.testing.assert_allclose(curve["mass"], whole[1]["mass"], atol=1e-9)
+    assert load_mass_curve(trained / "mean") is None
+    out = ["-o", tmp_path / "page.html", "--faithful", 0, "--compare", folder]
+    assert run("report", trained / "mean", *out) == 0
+    assert "Share of the attention that the most attended instances hold" in (tmp_path / "page.html").read_text()
+    (tmp_path / "nothing").mkdir()
+    assert run("report", trained / "abmil", "--compare", tmp_path / "nothing", "-o", tmp_path / "x.html") == 1
 
 
 def test_without_the_bags_the_page_says_why(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,7 +60,8 @@ def report(
     show
         Bags to show. Default: the surest wrong ones and the surest right one of each class.
     compare
-        Other runs whose attention-mass curves stand beside this one's.
+        Other runs, or one model's cells of a benchmark (BENCHMARK/cells/DATASET/MODEL), whose attention-mass curves
+        stand beside this one's.
     faithful
         Bags on which faithfulness is measured; 0: none.
     tile_size

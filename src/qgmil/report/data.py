@@ -18,6 +18,7 @@ from qgmil.training.runfolder import (
     SKIPPED,
     SPLIT,
     cell_folders,
+    is_finished,
     read_metrics,
     read_predictions,
     read_run,
@@ -113,6 +114,29 @@ class RunResult:
         column = "calibrated" if calibrated else "probability"
         probabilities = np.array([[float(r[f"{column}_{c}"]) for c in self.classes] for r in rows])
         return rows, probabilities, np.array([self.classes.index(r["label"]) for r in rows])
+
+
+def load_mass_curve(folder: str | Path) -> tuple[str, dict[str, Any]] | None:
+    """Name and mean attention-mass curve of a finished run, or of the cells that a benchmark keeps of one model.
+
+    None where the aggregator pools without attention.
+
+    Raises:
+        RunError: neither, or nothing in it has finished.
+    """
+    folder = Path(folder)
+    if is_finished(folder):
+        result = load_result(folder)
+        return None if result.mass_curve is None else (result.model, result.mass_curve)
+    cells = [cell for cell in cell_folders(folder) if is_finished(cell)]
+    if not cells:
+        raise RunError(f"{folder} has no finished model: continue it, or leave it out")
+    curves = [metrics["attention"] and metrics["attention"]["curve"] for metrics in map(read_metrics, cells)]
+    held = [curve for curve in curves if curve is not None]
+    if not held:
+        return None
+    mass = np.mean([curve["mass"] for curve in held], axis=0)
+    return RunResult(folder, read_run(folder)[0], {}).model, {"share": held[0]["share"], "mass": mass.tolist()}
 
 
 def _score(entry: dict[str, Any] | None) -> Score:

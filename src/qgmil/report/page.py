@@ -21,7 +21,7 @@ from qgmil.attention.figures import mass_curve_figure
 from qgmil.evaluation.figures import confusion_figure, history_figure, reliability_figure, roc_figure, save_figure
 from qgmil.files import write_text
 from qgmil.report.bags import Looks
-from qgmil.report.data import RunResult, load_result
+from qgmil.report.data import RunResult, load_mass_curve, load_result
 from qgmil.report.tables import number, spread
 from qgmil.training.runfolder import HISTORY
 
@@ -47,7 +47,7 @@ def write_report(
 
     Args:
         looks: what is shown of the bags themselves; None: nothing.
-        compare: other runs whose attention-mass curves are drawn beside this one's.
+        compare: other runs, or folders of one model's cells of a benchmark: their attention-mass curves are drawn, too.
 
     Raises:
         RunError: not a run folder, or one that has not finished.
@@ -55,7 +55,7 @@ def write_report(
     result = load_result(folder)
     looks = looks or Looks()
     pictures = []
-    for name, (figure, text) in run_figures(result, [load_result(run) for run in compare]).items():
+    for name, (figure, text) in run_figures(result, [load_mass_curve(run) for run in compare]).items():
         path = save_figure(figure, result.folder / "figures" / f"{name}.png")
         pictures.append({"alt": text, "data": base64.b64encode(path.read_bytes()).decode("ascii")})
     environment = jinja2.Environment(loader=jinja2.PackageLoader("qgmil.report"), autoescape=True)
@@ -143,7 +143,9 @@ def _class_rows(result: RunResult) -> list[dict[str, str]]:
     return rows
 
 
-def run_figures(result: RunResult, others: Sequence[RunResult] = ()) -> dict[str, tuple[Figure, str]]:
+def run_figures(
+    result: RunResult, others: Sequence[tuple[str, dict[str, Any]] | None] = ()
+) -> dict[str, tuple[Figure, str]]:
     """Figures of a run by file name, each with a sentence that says what it shows."""
     _, plain, truth = result.predictions()
     _, calibrated, _ = result.predictions(calibrated=True)
@@ -159,7 +161,8 @@ def run_figures(result: RunResult, others: Sequence[RunResult] = ()) -> dict[str
     }
     if len(set(truth.tolist())) == len(classes):
         figures["roc"] = (roc_figure(plain, truth, classes), "ROC curves of the test predictions of all models.")
-    curves = {other.model: other.mass_curve for other in (result, *others) if other.mass_curve is not None}
+    own = None if result.mass_curve is None else (result.model, result.mass_curve)
+    curves = dict(found for found in (own, *others) if found is not None)
     if curves:
         grid = next(iter(curves.values()))["share"]
         figures["attention_mass"] = (
