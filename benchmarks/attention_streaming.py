@@ -1,7 +1,7 @@
 """Time and memory of the figures inside the transformer, for growing bags: no map is ever held.
 
     python benchmarks/attention_streaming.py                      # 1,000 to 100,000 instances, width 512, 8 heads
-    python benchmarks/attention_streaming.py 1000 10000 --json out.json
+    python benchmarks/attention_streaming.py 1000 10000 --json-to out.json
 
 Each size runs in a process of its own; memory is its peak over what it has once the model and the features are there.
 The exponent is that of growth in N, from one size to the next: 2 in time, 1 in memory, is what the definitions ask for.

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from qgmil.attention.gallery import gallery_figure, gallery_items
@@ -88,6 +89,13 @@ def test_tiles_are_cut_from_a_slide(tmp_path: Path) -> None:
         open_images(tmp_path / "slide.png", bag())
 
 
+def test_the_wrong_slide_is_noticed(tmp_path: Path) -> None:
+    picture(0).save(tmp_path / "s.png")
+    tiled = bag(coords=torch.tensor([[10 * i, 0] for i in range(5)]), coord_unit="px", tile_size=10.0)
+    with pytest.raises(BagError, match=r"bag 'p' has tiles from \(0, 0\) to \(50, 10\), but .*s\.png is 12 x 8 pixels"):
+        open_images(tmp_path / "s.png", tiled)
+
+
 def test_broken_and_missing_pictures_are_named_and_the_rest_shown(tmp_path: Path) -> None:
     files = folder(tmp_path / "cells")
     (files / "c1.png").write_bytes(b"not a picture")
@@ -118,6 +126,36 @@ def test_hostile_tars(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["link.tar", "x.tar"]  # nothing was unpacked
 
 
+@pytest.mark.parametrize("kind", ["tar.gz", "tar.xz", "tar.bz2"])
+@pytest.mark.parametrize("harm", ["cut", "changed"])
+def test_broken_compressed_tars(tmp_path: Path, kind: str, harm: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8)
+    folder(tmp_path / "cells")
+    Image.fromarray(noise).save(tmp_path / "cells" / "c0.png")  # so that there is something to break
+    path = tmp_path / f"c.{kind}"
+    with tarfile.open(path, f"w:{kind.rpartition('.')[2]}") as tar:
+        tar.add(tmp_path / "cells", arcname="cells")
+    raw = bytearray(path.read_bytes())
+    middle = len(raw) // 2
+    path.write_bytes(raw[:middle] if harm == "cut" else raw[:middle] + b"\xff" * 400 + raw[middle + 400 :])
+    try:
+        items = gallery_items(bag(), SCORES, open_images(path, bag()))
+    except ReadError as error:
+        assert str(error).startswith(f"{path}: cannot be read as a tar (") and "\n" not in str(error)
+    else:  # where the members can still be listed, what broke is named
+        assert any(str(path) in str(item.problem) for item in items)
+
+
+def test_a_tar_that_unpacks_without_end_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = folder(tmp_path / "cells")
+    with (files / "zeros.bin").open("wb") as file:
+        file.truncate(3_000_000)
+    monkeypatch.setattr("qgmil.attention.images.MAX_UNPACKED", 2_000_000)
+    with pytest.raises(ReadError, match=r"c\.tgz: cannot be read as a tar \(it unpacks to more than 2,000,000 bytes"):
+        open_images(packed(tmp_path / "c.tgz", files), bag())
+    open_images(packed(tmp_path / "c.tar", files), bag())  # nothing has to be unpacked to look into this one
+
+
 @pytest.mark.parametrize(
     ("change", "where", "error", "message"),
     [
@@ -143,6 +181,18 @@ def test_the_figure_says_ranks_masses_and_frames_what_is_sought(tmp_path: Path) 
     assert [len(ax.patches) for ax in figure.axes if ax.get_title()] == [1, 1, 0, 0]
     only = gallery_figure(items, SCORES, positives=(2,))
     assert [len(ax.patches) for ax in only.axes if ax.get_title()] == [0, 1, 0, 0]
+
+
+def test_nothing_in_the_figure_overlaps() -> None:
+    long = gallery_items(bag(), SCORES, None, top=2, bottom=2)
+    figure = gallery_figure(long, SCORES, title="a bag with a long name and a long prediction, " * 6)
+    figure.draw(FigureCanvasAgg(figure).get_renderer())
+    boxes = [text.get_window_extent() for text in figure.texts]
+    boxes += [ax.get_window_extent() for ax in figure.axes] + [ax.title.get_window_extent() for ax in figure.axes]
+    assert len(boxes) == 2 + 2 * 4
+    for i, one in enumerate(boxes):
+        assert one.x0 >= -1 and one.x1 <= figure.bbox.width + 1
+        assert not any(one.overlaps(other) for other in boxes[:i])
 
 
 def test_bad_counts() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 import uuid
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from shapely.geometry import shape
 
 from qgmil.attention.geojson import ranks, regions, write_geojson
-from qgmil.attention.overlay import Overlay, make_overlay
+from qgmil.attention.overlay import Overlay, make_overlay, place_tiles
 from qgmil.attention.scores import InstanceScores
 from qgmil.bags.bag import Bag
 from qgmil.errors import ConfigError
@@ -94,6 +95,42 @@ def test_regions_cover_the_high_tiles_and_nothing_else(cells: list[tuple[int, in
     check_valid({"type": "FeatureCollection", "features": found})
     assert sum(shape(f["geometry"]).area for f in found) == pytest.approx(100 * len(high))
     assert sum(f["properties"]["measurements"]["tiles"] for f in found) == len(high)
+
+
+@given(
+    st.floats(0.1, 2.0),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.integers(2, 12),
+    st.integers(0, 400),
+    st.floats(20, 300),
+)
+def test_tiles_that_touch_are_one_region_whatever_the_pixel_size(
+    mpp: float, kind: torch.dtype, side: int, first: int, edge: float
+) -> None:
+    """Microns over the pixel size are no whole numbers: rounding must not part neighbours, nor join others."""
+    steps = [(first + x, y) for x in range(side) for y in range(side)] + [(first + side + 1, 0)]
+    coords = (torch.tensor(steps, dtype=torch.float64) * edge).to(kind)
+    bag = Bag(torch.zeros(len(steps), 2), bag_id="s", coords=coords, coord_unit="um", tile_size=edge, mpp=mpp)
+    values = InstanceScores(np.full(len(steps), 1 / len(steps)), "attention", "attention", True)
+    found = regions(make_overlay(place_tiles(bag), values, size=64), "s", 0)
+    check_valid({"type": "FeatureCollection", "features": found})
+    assert [f["properties"]["measurements"]["tiles"] for f in found] == [side * side, 1]
+    assert [len(f["geometry"]["coordinates"][0]) for f in found] == [5, 5]  # squares, without steps at their seams
+
+
+def test_many_tiles_are_never_all_in_memory(tmp_path: Path) -> None:
+    side = 120
+    values = np.random.default_rng(0).random(side * side)
+    made = overlay([(10 * x, 10 * y) for x in range(side) for y in range(side)], values.tolist())
+    tracemalloc.start()
+    try:
+        write_geojson(made, tmp_path / "s.geojson", bag_id="s", percentile=99.9)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "s.geojson").stat().st_size > 5e6
+    assert most < 4e6  # the tiles as features are 30 MB
+    assert len(json.loads((tmp_path / "s.geojson").read_text())["features"]) >= side * side
 
 
 def test_ranks_and_percentiles_with_ties() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qgmil import create_model
-from qgmil.attention.inside import has_layers, layer_figures, layers_of, rollout
+from qgmil.attention.inside import evaluating, has_layers, layer_figures, layers_of, rollout, rows_of_block
 from qgmil.bags.bag import Bag
 from qgmil.errors import BagError, ConfigError
 from qgmil.models.base import Aggregator
@@ -158,6 +158,37 @@ def test_the_model_is_left_as_it_was() -> None:
     layer_figures(model, bag(5))
     assert model.training
     assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_every_part_keeps_its_own_mode() -> None:
+    model = make().train()
+    model.classifier.eval()  # as a frozen head has it
+    before = [module.training for module in model.modules()]
+    layer_figures(model, bag(5))
+    assert [module.training for module in model.modules()] == before
+
+
+def test_a_model_that_was_moved_in_inference_mode_can_still_be_trained() -> None:
+    """Any move of weights goes the same way in torch; one of type needs no second device."""
+    model = make()
+    with torch.inference_mode(), evaluating(model, torch.float64):  # type: ignore[arg-type]
+        assert next(model.parameters()).dtype == torch.float64
+    model(bag(5)).logits.sum().backward()  # still in float64: another conversion would hide what the move left
+    assert all(p.grad is not None for p in model.classifier.parameters())
+
+
+def test_a_device_that_is_not_there_leaves_the_mode() -> None:
+    model = make().train()
+    with pytest.raises(RuntimeError):
+        layer_figures(model, bag(5), device="no_such_device")
+    assert model.training
+
+
+def test_blocks_are_linear_in_the_bag_and_not_too_thin() -> None:
+    assert rows_of_block(1_000) == 1048
+    assert rows_of_block(100_000) == rows_of_block(1_000_000) == 128
+    assert rows_of_block(100_000, entries=300_000) == 3
+    assert rows_of_block(100_000, entries=1) == 1
 
 
 class Largest(TorchDispatchMode):

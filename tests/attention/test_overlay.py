@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from qgmil.attention.overlay import choose_range, make_overlay, place_tiles
-from qgmil.attention.overlay_picture import overlay_figure, scale_bar
+from qgmil.attention.overlay_picture import overlay_figure, save_overlay, scale_bar
 from qgmil.attention.scores import InstanceScores
 from qgmil.attention.slides import OpenSlideImage, PlainImage, flat, open_slide
 from qgmil.bags.bag import Bag
@@ -53,6 +55,47 @@ def test_where_tiles_overlap_their_mean_is_shown() -> None:
     assert line[20:].tolist() == [colour(1.0)] * 10
 
 
+@pytest.mark.parametrize("smooth", [False, True])
+def test_bands_leave_no_trace(monkeypatch: pytest.MonkeyPatch, smooth: bool) -> None:
+    rng = np.random.default_rng(1)
+    many = bag(rng.integers(0, 200, (60, 2)).tolist(), tile_size=17.0)
+    drawn = scores(*rng.random(60))
+    whole = make_overlay(many, drawn, size=151, smooth=smooth)
+    monkeypatch.setattr("qgmil.attention.overlay.BAND_PIXELS", 400)
+    banded = make_overlay(many, drawn, size=151, smooth=smooth)
+    np.testing.assert_allclose(np.asarray(whole.heat).astype(int), np.asarray(banded.heat), atol=4)
+    assert (np.asarray(whole.heat)[..., 3] == np.asarray(banded.heat)[..., 3]).all()
+
+
+def test_a_pixel_is_the_mean_of_the_tiles_over_it() -> None:
+    """Against each tile laid down by itself."""
+    rng = np.random.default_rng(2)
+    places, edge = rng.integers(0, 88, (40, 2)), 13
+    places[0], places[1] = (0, 0), (87, 87)  # so that the picture is of 100 pixels
+    values = rng.random(40)
+    total, count = np.zeros((100, 100)), np.zeros((100, 100))
+    for (x, y), value in zip(places, values, strict=True):
+        total[y : y + edge, x : x + edge] += value
+        count[y : y + edge, x : x + edge] += 1
+    made = make_overlay(bag(places.tolist(), tile_size=float(edge)), scores(*values), size=100, value_range="absolute")
+    heat, some = np.asarray(made.heat), count > 0
+    assert (heat[..., 3] > 0).tolist() == some.tolist()
+    means = (total / np.maximum(count, 1))[some]
+    np.testing.assert_allclose(heat[some][:, :3], 255 * colormaps["viridis"](means)[:, :3], atol=4)
+
+
+def test_a_large_picture_takes_little_more_than_itself() -> None:
+    many = strip(40, 40)
+    tracemalloc.start()
+    try:
+        made = make_overlay(many, scores(*np.linspace(0, 1, 1600)), size=3000)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert made.heat.size == (3000, 3000)
+    assert most < 2 * 4 * 3000**2 + 80e6  # RGBA twice, and a band
+
+
 def test_smoothing_is_asked_for_and_stays_on_the_tiles() -> None:
     plain, smooth = (make_overlay(bag(), scores(0.0, 0.0, 1.0), size=64, smooth=s) for s in (False, True))
     assert len({tuple(c) for c in np.asarray(plain.heat)[..., :3].reshape(-1, 3).tolist()}) == 3
@@ -80,10 +123,63 @@ def test_the_figure_says_score_range_and_length(tmp_path: Path) -> None:
     figure = overlay_figure(made, title="$x_1$ <b>")
     texts = [t.get_text() for ax in figure.axes for t in ax.texts]
     assert texts == ["2 µm"]  # a fifth of 20 pixels of half a micron
-    label = figure.axes[1].get_ylabel()
+    label = figure.axes[1].get_xlabel()
     assert "pooling attention, sums to 1" in label
     assert "percentile of this bag" in label
     assert not [t for ax in overlay_figure(replace(made, mpp=None)).axes for t in ax.texts]
+
+
+def strip(tiles: int, down: int = 1, **facts: object) -> Bag:
+    return bag([(10 * x, 10 * y) for x in range(tiles) for y in range(down)], **facts)
+
+
+@pytest.mark.parametrize(("tiles", "down"), [(60, 1), (1, 60), (3, 3), (1, 1)])
+@pytest.mark.parametrize("title", ["", "TCGA-AA-1234-01Z-00-DX1_" * 3 + "x: predicted tumour (0.93), labelled normal"])
+def test_nothing_in_the_figure_overlaps_or_is_cut(tiles: int, down: int, title: str) -> None:
+    wordy = InstanceScores(np.arange(tiles * down) * 1e-5, "gradient", "gradient x input for the class " * 3, False)
+    figure = overlay_figure(make_overlay(strip(tiles, down, mpp=0.25), wordy, size=300), title=title)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    picture, bar, scale = figure.axes
+    boxes = [picture.get_window_extent(), bar.get_tightbbox(renderer), scale.texts[0].get_window_extent()]
+    boxes += [text.get_window_extent() for text in figure.texts] + [scale.patches[0].get_window_extent()]
+    for i, one in enumerate(boxes):
+        assert one is not None
+        assert one.width <= figure.bbox.width + 1 and one.y0 >= -1
+        for other in boxes[:i]:
+            assert other is not None and not one.overlaps(other)
+
+
+def test_a_picture_pixel_is_a_pixel_of_the_file(tmp_path: Path) -> None:
+    slide = open_slide(save(tmp_path / "s.png", (600, 400)))
+    made = make_overlay(bag(), scores(0.2, 0.3, 0.5), slide, size=600)
+    found = np.asarray(Image.open(save_overlay(made, tmp_path / "map.png", title="s1")).convert("RGB"))
+    shown = np.asarray(made.blended(0.5))
+    at = np.argwhere((found[:-50, :-50] == shown[50, 50]).all(axis=2))  # a pixel of noise, so few look like it
+    assert any(
+        (found[y - 50 : y + 350, x - 50 : x + 550] == shown).all()
+        for y, x in at
+        if y >= 50 and x >= 50 and found[y - 50 : y + 350, x - 50 : x + 550].shape == shown.shape
+    )
+
+
+@pytest.mark.parametrize("opacity", [0.3, 1.0])
+def test_the_colours_of_the_bar_are_those_of_the_map(opacity: float) -> None:
+    made = make_overlay(bag(), scores(0.0, 0.5, 1.0), size=40, value_range="absolute")
+    white = replace(made, base=Image.new("RGB", made.base.size, "white"))
+    bar = overlay_figure(white, opacity=opacity).axes[1].collections[-1]
+    shown = np.asarray(white.blended(opacity)).astype(float)
+    for value, at in ((0.0, (5, 5)), (0.5, (5, 25)), (1.0, (25, 5))):
+        np.testing.assert_allclose(255 * np.array(bar.cmap(bar.norm(value))[:3]), shown[at], atol=2)
+
+
+def test_scores_that_are_all_alike_have_the_middle_colour_in_map_and_bar() -> None:
+    made = make_overlay(bag(), scores(0.25, 0.25, 0.25), size=40)
+    bar = overlay_figure(made, opacity=1).axes[1]
+    drawn = bar.collections[-1]
+    assert np.asarray(made.heat)[5, 5, :3].tolist() == pytest.approx(colour(0.5), abs=1)
+    np.testing.assert_allclose(255 * np.array(drawn.cmap(drawn.norm(0.25))[:3]), colour(0.5), atol=1)
+    assert bar.get_xticks().tolist() == [0.25]
 
 
 @pytest.mark.parametrize(
@@ -113,11 +209,21 @@ def test_opacity_mixes_map_and_slide() -> None:
         ({"tile_size": None}, {}, r"bag 's1': its file does not say how large.*--tile-size"),
         ({"coord_unit": "um"}, {}, r"bag 's1': its coordinates are in microns.*--mpp"),
         ({}, {"tile_size": -1.0}, r"a tile size of -1"),
+        ({}, {"tile_size": float("inf")}, r"a tile size of inf"),
+        ({}, {"mpp": 0.0}, r"a pixel of 0 microns.*--mpp"),
+        ({}, {"mpp": float("nan")}, r"a pixel of nan microns.*--mpp"),
+        ({"coord_unit": "grid", "tile_size": None}, {}, r"--tile-size, in level-0 pixels from one column to the next"),
+        ({"coord_unit": "grid", "tile_size": 1.0}, {}, r"--tile-size, in level-0 pixels from one column to the next"),
     ],
 )
 def test_what_cannot_be_placed_is_refused_with_what_to_give(facts: dict, given: dict, message: str) -> None:
     with pytest.raises(BagError, match=message):
         place_tiles(bag(**facts), **given)
+
+
+def test_coordinates_that_are_nowhere() -> None:
+    with pytest.raises(BagError, match=r"bag 's1': it has coordinates that are not finite"):
+        make_overlay(bag(((0.0, 0.0), (float("nan"), 1.0))), scores(0.5, 0.5))
 
 
 def test_no_coordinates_no_map() -> None:

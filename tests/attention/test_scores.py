@@ -15,7 +15,7 @@ from qgmil.attention.scores import (
     mean_scores,
 )
 from qgmil.bags.bag import Bag
-from qgmil.errors import ConfigError
+from qgmil.errors import ConfigError, MetricError
 
 QGMIL = {"width": 16, "num_heads": 2, "ffn_dim": 16}
 
@@ -125,9 +125,45 @@ def test_what_an_aggregator_lacks_is_refused_with_what_it_has(name: str, score: 
         instance_scores(make(name), bag(), score)
 
 
-def test_a_class_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match=r"target class 2 is not one of the model's 2 classes"):
-        gradient_x_input(make(classes=1), bag(), target=2)
+@pytest.mark.parametrize("target", [2, -1, 0.5, True, "1"])
+def test_a_class_that_is_not_there(target: object) -> None:
+    with pytest.raises(ConfigError, match=rf"target class {target!r} is not one of the model's 2 classes, 0 to 1"):
+        gradient_x_input(make(classes=1), bag(), target=target)
+
+
+@pytest.mark.parametrize("name", ["clam_mb", "dsmil"])
+def test_the_attention_of_one_logit_is_that_of_class_1(name: str) -> None:
+    model = make(name, classes=1)
+    assert available_scores(model, ("benign", "tumour")) == ("attention", "gradient", "class:tumour")
+    assert available_scores(model) == ("attention", "gradient", "class:1")
+    own = instance_scores(model, bag()).values
+    for score in ("class:tumour", "class:1"):
+        np.testing.assert_array_equal(instance_scores(model, bag(), score, classes=("benign", "tumour")).values, own)
+    with pytest.raises(ConfigError, match=r"no class 'benign'.*there are tumour"):
+        instance_scores(model, bag(), "class:benign", classes=("benign", "tumour"))
+
+
+@pytest.mark.parametrize("score", ["attention", "rollout", "gradient"])
+@pytest.mark.parametrize("where", ["features", "weights"])
+def test_scores_that_are_not_numbers_are_refused_with_the_bag(score: str, where: str) -> None:
+    model, one = make(), bag()
+    if where == "features":
+        one.features[3, 2] = float("nan")
+    else:
+        with torch.no_grad():
+            next(model.parameters())[0, 0] = float("nan")
+    with pytest.raises(MetricError, match=rf"bag 'b': its {score} is nan at instance \d \(\d of 9\)"):
+        instance_scores(model, one, score)
+
+
+@pytest.mark.parametrize("name", ["qgmil", "clam_mb", "dsmil", "acmil", "dtfd", "transmil"])
+def test_scores_draw_nothing_and_repeat_themselves(name: str) -> None:
+    model = make(name).train()
+    before = torch.get_rng_state()
+    for score in available_scores(model):
+        first, again = (instance_scores(model, bag(), score).values for _ in range(2))
+        np.testing.assert_array_equal(first, again)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_model_keeps_its_mode_and_its_gradients() -> None:
@@ -147,3 +183,11 @@ def test_means_are_of_one_kind() -> None:
         mean_scores([a, InstanceScores(np.zeros(2), "gradient", "g", False)])
     with pytest.raises(ConfigError, match="no scores"):
         mean_scores([])
+
+
+def test_means_are_of_one_class_and_one_bag() -> None:
+    of_a, of_b = (InstanceScores(np.zeros(2), "gradient", f"of the logit of {c}", False) for c in "ab")
+    with pytest.raises(ConfigError, match=r"different meaning.*logit of a; of the logit of b.*one target class"):
+        mean_scores([of_a, of_b])
+    with pytest.raises(ConfigError, match="2 and 3 instances"):
+        mean_scores([of_a, InstanceScores(np.zeros(3), "gradient", of_a.description, False)])

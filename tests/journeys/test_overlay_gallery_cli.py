@@ -87,6 +87,9 @@ def test_a_feature_file_of_no_table(trained: Path, manifest: Path, tmp_path: Pat
     new.write_bytes((manifest.parent / "s1.h5").read_bytes())
     assert run("overlay", trained, *unit(str(new)), "-o", tmp_path / "new.png") == 0
     assert (tmp_path / "new.png").is_file()
+    # without a slide there is nothing to see through to: the colours are those of the colour map
+    found = {tuple(c) for c in np.asarray(Image.open(tmp_path / "new.png").convert("RGB")).reshape(-1, 3).tolist()}
+    assert {(68, 1, 84), (253, 231, 37)} <= found  # the two ends of viridis
 
 
 def test_what_is_missing_is_asked_for(
@@ -135,6 +138,14 @@ def test_a_gallery_from_a_folder_and_from_the_slide(
     assert [r["instance_id"] for r in rows] == [f"t{i}" for i in [*order[:4], *order[7:]]]
     assert float(rows[-1]["cumulative"]) == pytest.approx(1)
     assert run("gallery", trained, *unit(), "--images", manifest.parent / "s3.png", "-o", tmp_path / "s.png") == 0
+    some = tmp_path / "some"
+    some.mkdir()
+    (some / "t0.png").write_bytes((manifest.parent / "tiles" / "t0.png").read_bytes())
+    # pictures found by name need no unit, so one that cannot be made pixels does not matter
+    by_name = ["--images", some, "-o", tmp_path / "n.png", "--coord-unit", "um"]
+    capsys.readouterr()
+    assert run("gallery", trained, "s3", *by_name) == 0
+    assert "9 of 9 instances, 8 without a picture" in " ".join(capsys.readouterr().err.split())
     assert run("gallery", trained, "s3", "--images", manifest.parent / "tiles", *out) == 1
     assert "exists already" in capsys.readouterr().err
 

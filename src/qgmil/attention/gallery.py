@@ -17,9 +17,11 @@ from qgmil.attention.scores import InstanceScores
 from qgmil.bags.bag import Bag
 from qgmil.errors import BagError, ReadError
 from qgmil.evaluation.checks import check_count
-from qgmil.evaluation.style import FAINT, INK, PALETTE, new_figure, plain
+from qgmil.evaluation.style import FAINT, INK, PALETTE, new_figure, plain, wrapped
 
 COLUMNS = 8
+#: Inches: from one picture to the next, between two, and the line above each.
+STEP, GAP, CAPTION = 1.3, 0.1, 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,24 +114,29 @@ def gallery_figure(
     if not items:
         raise BagError("there are no instances to show")
     broken = next((i for i in range(1, len(items)) if items[i].rank != items[i - 1].rank + 1), len(items))
-    parts = [items[:broken], items[broken:]]
-    counts = [math.ceil(len(part) / COLUMNS) for part in parts]
-    fig = new_figure(1.25 * COLUMNS, 1.62 * sum(counts) + (0.9 if parts[1] else 0.6))
-    axes = fig.subplots(sum(counts), COLUMNS, squeeze=False)
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for number, part in enumerate(parts):
-        first = counts[0] * number
+    parts = [("", items[:broken]), ("the least attended", items[broken:])]
+    across = COLUMNS * STEP
+    note = f"{scores.description}; rank: score" + (", Σ cumulative mass" if scores.is_mass else "")
+    note += "; framed: sought instances" if any(_sought(item, positives) for item in items) else ""
+    heading = [*(wrapped(title, across, 10) if title else []), *wrapped(note, across, 10)]
+    rows = sum(math.ceil(len(part) / COLUMNS) for _, part in parts)
+    total = 0.2 * len(heading) + 0.1 + rows * (STEP + CAPTION) + (0.35 if parts[1][1] else 0)
+    fig = new_figure(across, total)
+    fig.set_layout_engine("none")  # pictures of one size in columns: every place is known
+    fig.text(0, 1, plain("\n".join(heading)), ha="left", va="top", fontsize=10, color=INK, linespacing=1.3)
+    y = total - 0.2 * len(heading) - 0.1
+    for name, part in parts:
+        if name and part:
+            y -= 0.35
+            fig.text(0, (y + 0.03) / total, name, ha="left", va="bottom", fontsize=10, color=INK)
         for i, item in enumerate(part):
-            _draw(axes[first + i // COLUMNS, i % COLUMNS], item, scores.is_mass, positives)
-    if parts[1]:
-        ax = axes[counts[0], 0]
-        # outside the layout, which would widen the first column for it
-        ax.text(0, 1.35, "the least attended", transform=ax.transAxes, fontsize=10, in_layout=False)
-    framed = any(_sought(item, positives) for item in items)
-    note = f"{plain(scores.description)}; rank, score" + (", cumulative mass" if scores.is_mass else "")
-    note += "; framed: sought instances" if framed else ""
-    fig.suptitle(f"{plain(title)}\n{note}" if title else note, x=0.01, ha="left", fontsize=10, color=INK)
+            column = i % COLUMNS
+            if column == 0:
+                y -= STEP + CAPTION
+            edge = STEP - GAP
+            ax = fig.add_axes((column * STEP / across, (y + GAP) / total, edge / across, edge / total))
+            ax.set_axis_off()
+            _draw(ax, item, scores.is_mass, positives)
     return fig
 
 
@@ -139,6 +146,7 @@ def _draw(ax: Any, item: GalleryItem, is_mass: bool, positives: Sequence[int] | 
     else:
         ax.add_patch(Rectangle((0, 0), 1, 1, facecolor="#F2F2F2", edgecolor=FAINT, hatch="//"))
         ax.set(xlim=(0, 1), ylim=(1, 0), aspect="equal")
+        ax.text(0.5, 0.5, "no picture", ha="center", va="center", fontsize=8, color=INK)
     if _sought(item, positives):
         frame: dict[str, Any] = {"fill": False, "edgecolor": PALETTE[1], "linewidth": 3}
         ax.add_patch(Rectangle((0.01, 0.01), 0.98, 0.98, transform=ax.transAxes, **frame))

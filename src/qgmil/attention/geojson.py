@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def write_geojson(overlay: Overlay, path: Path, *, bag_id: str, percentile: floa
     count = 0
     with atomic_path(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [\n')
-        for feature in (*regions(overlay, bag_id, percentile), *_tiles(overlay, bag_id)):
+        for feature in chain(regions(overlay, bag_id, percentile), _tiles(overlay, bag_id)):
             file.write((",\n" if count else "") + json.dumps(feature, allow_nan=False))
             count += 1
         file.write("\n]}\n")
@@ -55,16 +56,18 @@ def ranks(values: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.fl
 
 def regions(overlay: Overlay, bag_id: str, percentile: float) -> list[dict[str, Any]]:
     """Annotations of the tiles at or above a percentile, one a connected region, the largest mass first."""
-    from shapely import STRtree, box, unary_union
+    from shapely import STRtree, box, centroid, unary_union
     from shapely.geometry.polygon import orient
 
     values = overlay.scores.values
     chosen = np.flatnonzero(values >= np.percentile(values, percentile))
-    edge = overlay.tile_size
-    boxes = [box(x, y, x + edge, y + edge) for x, y in overlay.tiles[chosen]]
+    near = overlay.tiles[chosen]
+    left, right = _met(near[:, 0], near[:, 0] + overlay.tile_size)
+    top, bottom = _met(near[:, 1], near[:, 1] + overlay.tile_size)
+    boxes = box(left, top, right, bottom)
     joined = unary_union(boxes)
     polygons = [orient(p) for p in getattr(joined, "geoms", [joined])]
-    tree = STRtree([b.centroid for b in boxes])
+    tree = STRtree(centroid(boxes))
     found = []
     for polygon in polygons:
         inside = chosen[tree.query(polygon, predicate="intersects")]
@@ -80,7 +83,7 @@ def regions(overlay: Overlay, bag_id: str, percentile: float) -> list[dict[str, 
         features.append(
             _feature(
                 f"{bag_id}\0{overlay.scores.name}\0region {percentile} {number}",
-                [[[float(x), float(y)] for x, y in ring.coords] for ring in rings],
+                [_corners([[float(x), float(y)] for x, y in ring.coords]) for ring in rings],
                 "annotation",
                 name,
                 HIGH_COLOUR,
@@ -88,6 +91,37 @@ def regions(overlay: Overlay, bag_id: str, percentile: float) -> list[dict[str, 
             )
         )
     return features
+
+
+def _met(near: NDArray[np.float64], far: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Edges of tiles along one axis, those made one that differ by rounding alone.
+
+    Coordinates that were microns are no whole pixels, and ``x + edge`` is then not quite the ``x`` of the next tile:
+    without this, a crack of 1e-12 pixels would part them.
+    """
+    edges = np.concatenate([near, far])
+    size = float((far - near).min())
+    # files keep coordinates in float32 at times; a tenth of a tile is no rounding
+    tolerance = min(size / 10, max(size * 1e-4, 4 * float(np.finfo(np.float32).eps) * float(np.abs(edges).max())))
+    distinct, where = np.unique(edges, return_inverse=True)
+    first = distinct[0]
+    for i, value in enumerate(distinct):
+        if value - first > tolerance:
+            first = value
+        distinct[i] = first
+    joined = distinct[where]
+    return joined[: len(near)], joined[len(near) :]
+
+
+def _corners(ring: list[list[float]]) -> list[list[float]]:
+    """A closed ring of level and upright sides without the points within a side, one of which each seam leaves."""
+    points = ring[:-1]
+    turns = [
+        (x, y)
+        for (x0, y0), (x, y), (x1, y1) in zip([points[-1], *points], points, [*points[1:], points[0]], strict=False)
+        if not (x0 == x == x1 or y0 == y == y1)
+    ]
+    return [[x, y] for x, y in (*turns, turns[0])]
 
 
 def _tiles(overlay: Overlay, bag_id: str) -> Iterator[dict[str, Any]]:

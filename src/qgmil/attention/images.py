@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import tarfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePosixPath
@@ -10,15 +13,18 @@ from typing import Protocol
 
 from PIL import Image
 
-from qgmil.attention.slides import flat, open_slide
+from qgmil.attention.slides import check_inside, first_line, flat, open_slide
 from qgmil.bags.bag import Bag
 from qgmil.errors import BagError, ReadError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
+COMPRESSED = (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile)
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 #: Largest picture of an instance, in pixels and in bytes of its file.
 MAX_PIXELS, MAX_BYTES = 64_000_000, 2**28
 MAX_FILES = 5_000_000
+#: Bytes that a compressed tar may unpack to: to find its members, all of it is decompressed.
+MAX_UNPACKED = 2**36
 
 
 class Images(Protocol):
@@ -32,6 +38,12 @@ class Images(Protocol):
         """
 
 
+def is_slide(where: str | Path) -> bool:
+    """Whether pictures are cut from this file by coordinates; of a folder or tar they are found by name."""
+    path = Path(where)
+    return path.is_file() and not path.name.lower().endswith(TARS)
+
+
 def open_images(where: str | Path, bag: Bag) -> Images:
     """Pictures for the instances of a bag.
 
@@ -41,14 +53,14 @@ def open_images(where: str | Path, bag: Bag) -> Images:
 
     Raises:
         ReadError: nothing there, or no picture for any instance.
-        BagError: the bag has no names of instances, or no coordinates.
+        BagError: the bag has no names of instances, or no coordinates, or they do not lie on the slide.
     """
     path = Path(where)
     if path.is_dir():
         return Folder(path, bag)
     if not path.is_file():
         raise ReadError(f"{path}: no such file or folder; name the folder, tar or slide with the pictures")
-    if path.name.lower().endswith(TARS):
+    if not is_slide(path):
         return Tar(path, bag)
     if bag.coords is None or bag.coord_unit != "px" or bag.tile_size is None:
         raise BagError(
@@ -65,6 +77,7 @@ class Cut:
         self.slide, self.bag = open_slide(path), bag
         assert bag.coords is not None and bag.tile_size is not None
         self.edge = float(bag.tile_size)
+        check_inside(bag.bag_id, bag.coords.double().numpy(), self.edge, self.slide)
 
     def picture(self, row: int) -> Image.Image:
         """As `Images.picture`."""
@@ -100,8 +113,8 @@ class Tar:
         try:
             with tarfile.open(path) as tar:
                 self.members = {m.name: m for m in _members(tar)}
-        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-            raise ReadError(f"{path}: cannot be read as a tar ({error}); copy or make it again") from None
+        except Exception as error:  # each decompressor has errors of its own for broken bytes
+            raise ReadError(f"{path}: cannot be read as a tar ({first_line(error)}); copy or make it again") from None
         self.found = _match(path, bag, self.members)
 
     def picture(self, row: int) -> Image.Image:
@@ -121,9 +134,13 @@ class Tar:
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    unpacked = 0
     for number, member in enumerate(tar):
         if number >= MAX_FILES:
             raise ValueError(f"more than {MAX_FILES:,} files")
+        unpacked += member.size
+        if unpacked > MAX_UNPACKED and isinstance(tar.fileobj, COMPRESSED):
+            raise ValueError(f"it unpacks to more than {MAX_UNPACKED:,} bytes")
         if member.isreg() and PurePosixPath(member.name).suffix.lower() in SUFFIXES:
             yield member
 
@@ -141,7 +158,7 @@ def _decode(path: Path, size: int, read: Callable[[], Image.Image]) -> Image.Ima
     except ReadError:
         raise
     except Exception as error:  # Pillow's decoders raise anything at all on hostile bytes
-        raise ReadError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from None
+        raise ReadError(f"{path}: cannot be read as an image ({type(error).__name__}: {first_line(error)})") from None
 
 
 def _match(where: Path, bag: Bag, names: Collection[str]) -> dict[int, str]:

@@ -30,8 +30,9 @@ from qgmil.layers.attention import GatedSelfAttention
 from qgmil.models.base import Aggregator
 from qgmil.models.output import BagOutput
 
-#: Attention weights held at once: 4 MB in float32, which stay in the caches between the passes over them.
-ENTRIES = 2**20
+#: Attention weights held at once: 4 MB in float32, which stay in the caches between the passes over them; but at least
+#: so many rows, as thinner blocks spend their time on reading all keys anew (51 MB for 100,000 instances).
+ENTRIES, ROWS = 2**20, 128
 GATE_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -56,10 +57,10 @@ class Layer:
         """Number of query heads H."""
         return self.q.shape[1]
 
-    def blocks(self, entries: int = ENTRIES) -> Iterator[Block]:
-        """The map, head by head, some rows at a time."""
+    def blocks(self, entries: int | None = None) -> Iterator[Block]:
+        """The map, head by head, some rows at a time (`rows_of_block`)."""
         n, group = self.q.shape[0], self.heads // self.k.shape[1]
-        rows = max(1, entries // n)
+        rows = rows_of_block(n, entries)
         for head in range(self.heads):
             queries = self.q[:, head] / math.sqrt(self.q.shape[-1])
             keys = self.k[:, head // group].contiguous()
@@ -138,6 +139,11 @@ class LayerFigures:
         return rows
 
 
+def rows_of_block(n: int, entries: int | None = None) -> int:
+    """Rows of the map of n instances that are held at once: `entries` weights, or None for what is fastest."""
+    return max(1, (max(ENTRIES, ROWS * n) if entries is None else entries) // n)
+
+
 def has_layers(model: Aggregator) -> bool:
     """Whether the aggregator attends within the bag in a way that these figures are defined for."""
     return any(isinstance(module, GatedSelfAttention) for module in model.modules())
@@ -175,11 +181,13 @@ def layers_of(model: Aggregator, bag: Bag, *, device: str = "cpu") -> tuple[list
     return found, out
 
 
-def layer_figures(model: Aggregator, bag: Bag, *, device: str = "cpu", entries: int = ENTRIES) -> list[LayerFigures]:
+def layer_figures(
+    model: Aggregator, bag: Bag, *, device: str = "cpu", entries: int | None = None
+) -> list[LayerFigures]:
     """The figures of every layer and head on one bag.
 
     Args:
-        entries: attention weights held at once.
+        entries: attention weights held at once (at least a row); None: `rows_of_block` chooses.
 
     Raises:
         ConfigError, BagError: as `layers_of`.
@@ -189,7 +197,7 @@ def layer_figures(model: Aggregator, bag: Bag, *, device: str = "cpu", entries: 
 
 
 @torch.inference_mode()
-def _figures(layer: Layer, entries: int) -> LayerFigures:
+def _figures(layer: Layer, entries: int | None = None) -> LayerFigures:
     n, heads, _ = layer.q.shape
     received = torch.zeros(heads, n, dtype=torch.float64, device=layer.q.device)
     entropy = torch.zeros(heads, dtype=torch.float64, device=layer.q.device)
@@ -223,7 +231,7 @@ def _gate_figures(gate: Tensor | None) -> dict[str, NDArray[np.float64]]:
 
 
 @torch.inference_mode()
-def rollout(model: Aggregator, bag: Bag, *, device: str = "cpu", entries: int = ENTRIES) -> NDArray[np.float64]:
+def rollout(model: Aggregator, bag: Bag, *, device: str = "cpu", entries: int | None = None) -> NDArray[np.float64]:
     """The bag vector's weights followed back through the blocks to the instances that went in: ``(N,)``, sum 1.
 
     After Abnar and Zuidema (2020, arXiv 2005.00928), with the gate: it begins with the weights a of the pooling over
@@ -279,10 +287,19 @@ def _hooked(model: Aggregator, keep: Any) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: Aggregator, device: str) -> Iterator[None]:
-    """The model in evaluation mode on a device, and back as it was."""
-    training, before = model.training, next(model.parameters()).device
-    model.eval().to(device)
+    """The model in evaluation mode on a device, and back as it was: each part in its own mode, able to train."""
+    modes, before = [(module, module.training) for module in model.modules()], next(model.parameters()).device
     try:
+        model.eval()
+        _move(model, device)
         yield
     finally:
-        model.train(training).to(before)
+        for module, training in modes:
+            module.training = training
+        _move(model, before)
+
+
+def _move(model: Aggregator, device: str | torch.device) -> None:
+    """Weights that are moved in inference mode are inference tensors ever after: nothing could be trained on them."""
+    with torch.inference_mode(False):
+        model.to(device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from qgmil.attention.scores import InstanceScores
-from qgmil.attention.slides import Slide
+from qgmil.attention.slides import Slide, check_inside
 from qgmil.bags.bag import Bag
 from qgmil.errors import BagError, ConfigError
 
 #: Largest edge of a picture.
 MAX_SIZE = 10_000
+#: Pixels of a map that are worked out at a time.
+BAND_PIXELS = 1_000_000
 PERCENTILES = (1.0, 99.0)
 RANGES = ("percentile", "absolute", "0-max")
 
@@ -39,7 +41,6 @@ class Overlay:
         range_name: how they were chosen, in words.
         colours: name of the colour map.
         scores: what is shown.
-        values: ``(N,)`` what the colours show: the scores, or their percentile ranks.
     """
 
     base: Image.Image
@@ -54,7 +55,6 @@ class Overlay:
     range_name: str
     colours: str
     scores: InstanceScores
-    values: NDArray[np.float64]
 
     def blended(self, opacity: float = 0.5) -> Image.Image:
         """The map over the slide.
@@ -76,7 +76,8 @@ def place_tiles(
     """The bag with coordinates and tile size in level-0 pixels, from what it knows and what is given.
 
     Args:
-        tile_size: edge of a tile in the unit of the coordinates, where the file does not know it.
+        tile_size: edge of a tile in the unit of the coordinates, where the file does not know it; of a grid, the
+            level-0 pixels from one column to the next.
         coord_unit: "px", "um" or "grid", where the file does not know it.
         mpp: microns per level-0 pixel, for coordinates in microns.
 
@@ -92,17 +93,19 @@ def place_tiles(
             f"{where}: its file does not say what unit its coordinates have; if they are level-0 pixels of the upper "
             "left corner give --coord-unit px (um: microns, grid: column and row)"
         )
-    edge = 1.0 if unit == "grid" else tile_size if tile_size is not None else bag.tile_size
-    if unit == "grid" and (tile_size or bag.tile_size) is not None:
-        size = float(tile_size or bag.tile_size or 1)
-        return replace(bag, coords=bag.coords * size, coord_unit="px", tile_size=size)
+    if mpp is not None and not (mpp > 0 and math.isfinite(mpp)):
+        raise BagError(f"{where}: a pixel of {mpp:g} microns cannot be; --mpp must be above 0")
+    # a size that the file knows is in the unit of its coordinates: for a grid, one step, and no number of pixels
+    edge = tile_size if tile_size is not None else None if unit == "grid" else bag.tile_size
     if edge is None:
-        raise BagError(
-            f"{where}: its file does not say how large its tiles are; give --tile-size, in the unit of the coordinates "
-            f"({unit})"
+        in_unit = (
+            "level-0 pixels from one column to the next" if unit == "grid" else f"the unit of the coordinates ({unit})"
         )
-    if not edge > 0:
+        raise BagError(f"{where}: its file does not say how large its tiles are; give --tile-size, in {in_unit}")
+    if not (edge > 0 and math.isfinite(edge)):
         raise BagError(f"{where}: a tile size of {edge:g} cannot be drawn; it must be above 0")
+    if unit == "grid":
+        return replace(bag, coords=bag.coords.double() * edge, coord_unit="px", tile_size=edge, mpp=bag.mpp or mpp)
     if unit == "um":
         per_pixel = mpp or bag.mpp
         if per_pixel is None:
@@ -136,8 +139,8 @@ def make_overlay(
         smooth: interpolate between tiles. Off, what is seen is what was computed.
 
     Raises:
-        BagError: coordinates in another unit, no tile size, other instances than scores, or a slide that does not
-            contain them.
+        BagError: coordinates in another unit or not finite, no tile size, other instances than scores, or a slide that
+            does not contain them.
         ConfigError: an unknown colour map or range, or a size that cannot be.
     """
     if bag.coords is None or bag.coord_unit != "px" or bag.tile_size is None:
@@ -152,11 +155,13 @@ def make_overlay(
         )
     tiles = bag.coords.to(torch.float64).numpy()
     edge, mpp = float(bag.tile_size), bag.mpp
+    if not np.isfinite(tiles).all():
+        raise BagError(f"bag {bag.bag_id!r}: it has coordinates that are not finite; correct them in its file")
     if slide is None:
         origin = (float(tiles[:, 0].min()), float(tiles[:, 1].min()))
         extent = tuple(float(tiles[:, i].max()) + edge - origin[i] for i in (0, 1))
     else:
-        _check_inside(bag, tiles, edge, slide)
+        check_inside(bag.bag_id, tiles, edge, slide)
         origin, extent, mpp = (0.0, 0.0), (float(slide.size[0]), float(slide.size[1])), bag.mpp or slide.mpp
     scale = size / max(extent)
     out = (max(1, round(extent[0] * scale)), max(1, round(extent[1] * scale)))
@@ -166,9 +171,7 @@ def make_overlay(
         base = _outlines(tiles, edge, origin, scale, out)
     else:
         base = slide.region(0, 0, extent[0], extent[1], out)
-    return Overlay(
-        base, heat, origin, scale, tiles, edge, mpp, low, high, name, colours, scores, np.asarray(scores.values)
-    )
+    return Overlay(base, heat, origin, scale, tiles, edge, mpp, low, high, name, colours, scores)
 
 
 def choose_range(
@@ -195,22 +198,13 @@ def choose_range(
     raise ConfigError(f"unknown range {wanted!r}: choose {', '.join(RANGES)}, or LOW,HIGH")
 
 
-def rgb(values: NDArray[np.float64], limits: tuple[float, float], colours: str) -> NDArray[np.uint8]:
+def rgb(values: NDArray[np.floating], limits: tuple[float, float], colours: str) -> NDArray[np.uint8]:
     """Colours ``(..., 3)`` of scores; where all are alike, the middle one."""
     low, high = limits
-    share = np.full(values.shape, 0.5) if not high > low else np.clip((values - low) / (high - low), 0, 1)
-    return (colormaps[colours](share)[..., :3] * 255).round().astype(np.uint8)
-
-
-def _check_inside(bag: Bag, tiles: NDArray[np.float64], edge: float, slide: Slide) -> None:
-    """A map on the wrong slide looks right: the tiles must lie on it, up to the part of one that padding adds."""
-    far = tiles.max(axis=0) + edge
-    near = tiles.min(axis=0)
-    if (near < -edge).any() or (far > np.array(slide.size) + edge).any():
-        raise BagError(
-            f"bag {bag.bag_id!r} has tiles from ({near[0]:g}, {near[1]:g}) to ({far[0]:g}, {far[1]:g}), but "
-            f"{slide.path} is {slide.size[0]:,} x {slide.size[1]:,} pixels: is it the slide that they were cut from?"
-        )
+    shades = colormaps[colours]
+    table = (shades(np.arange(shades.N))[:, :3] * 255).round().astype(np.uint8)
+    share = np.full(values.shape, 0.5) if not high > low else (values - low) / (high - low)
+    return table[(share * shades.N).clip(0, shades.N - 1).astype(np.intp)]
 
 
 def _heat(
@@ -224,33 +218,65 @@ def _heat(
     colours: str,
     smooth: bool,
 ) -> Image.Image:
-    """Sum and number of tiles at every pixel by differences at their corners: time linear in tiles and pixels."""
+    picture = np.zeros((out[1], out[0], 4), dtype=np.uint8)
+    if smooth:
+        field = np.zeros((out[1], out[0]), dtype=np.float32)
+        covered = np.zeros(field.shape, dtype=bool)
+        for rows, shown, some in _means(tiles, edge, values, origin, scale, out):
+            field[rows], covered[rows] = shown, some
+        bands = iter([(slice(None), _smoothed(field, covered, edge * scale), covered)])
+    else:
+        bands = _means(tiles, edge, values, origin, scale, out)
+    for rows, shown, some in bands:
+        picture[rows, :, 3] = 255 * some
+        picture[rows, :, :3][some] = rgb(shown[some], limits, colours)
+    return Image.fromarray(picture, "RGBA")
+
+
+def _means(
+    tiles: NDArray[np.float64],
+    edge: float,
+    values: NDArray[np.float64],
+    origin: tuple[float, float],
+    scale: float,
+    out: tuple[int, int],
+) -> Iterator[tuple[slice, NDArray[np.floating], NDArray[np.bool_]]]:
+    """Rows of the picture, the mean score of the tiles at each pixel, and where there is one.
+
+    Sums and numbers come from differences at the corners of tiles, so that time is linear in tiles and pixels; band by
+    band, as all of a large picture in float64 would take gigabytes.
+    """
     width, height = out
     corners = (tiles - np.array(origin)) * scale
     left, top = (np.clip(np.floor(corners[:, i] + 0.5).astype(int), 0, out[i] - 1) for i in (0, 1))
     right = np.clip(np.floor(corners[:, 0] + edge * scale + 0.5).astype(int), left + 1, width)
     bottom = np.clip(np.floor(corners[:, 1] + edge * scale + 0.5).astype(int), top + 1, height)
-    total = np.zeros((height + 1, width + 1))
-    count = np.zeros((height + 1, width + 1), dtype=np.int32)
-    for rows, columns, sign in ((top, left, 1), (bottom, right, 1), (top, right, -1), (bottom, left, -1)):
-        np.add.at(total, (rows, columns), sign * values)
-        np.add.at(count, (rows, columns), sign)
-    total, count = (x.cumsum(axis=0).cumsum(axis=1)[:height, :width] for x in (total, count))
-    covered = count > 0
-    shown = np.divide(total, count, out=np.zeros_like(total), where=covered)
-    if smooth:
-        shown = _smoothed(shown, covered, edge * scale)
-    picture = np.zeros((height, width, 4), dtype=np.uint8)
-    picture[covered, :3] = rgb(shown[covered], limits, colours)
-    picture[covered, 3] = 255
-    return Image.fromarray(picture, "RGBA")
+    y, x = np.concatenate([top, bottom, top, bottom]), np.concatenate([left, right, right, left])
+    sign = np.repeat([1.0, 1.0, -1.0, -1.0], len(tiles))
+    weight = sign * np.tile(values, 4)
+    order = np.argsort(y, kind="stable")
+    y, x, sign, weight = y[order], x[order], sign[order], weight[order]
+    above = np.zeros((2, width + 1))  # differences along x of the last row of the band before
+    step = max(1, BAND_PIXELS // width)
+    for start in range(0, height, step):
+        stop = min(start + step, height)
+        here = slice(*np.searchsorted(y, (start, stop)))
+        change = np.zeros((2, stop - start, width + 1))
+        np.add.at(change[0], (y[here] - start, x[here]), weight[here])
+        np.add.at(change[1], (y[here] - start, x[here]), sign[here])
+        change[:, 0] += above
+        np.cumsum(change, axis=1, out=change)
+        above = change[:, -1].copy()
+        total, count = np.cumsum(change, axis=2, out=change)[..., :width]
+        covered = count > 0.5
+        yield slice(start, stop), np.divide(total, count, out=np.zeros_like(total), where=covered), covered
 
 
-def _smoothed(shown: NDArray[np.float64], covered: NDArray[np.bool_], edge: float) -> NDArray[np.float64]:
+def _smoothed(shown: NDArray[np.float32], covered: NDArray[np.bool_], edge: float) -> NDArray[np.float32]:
     from scipy.ndimage import gaussian_filter
 
-    spread = gaussian_filter(np.where(covered, shown, 0.0), edge / 2)
-    weight = gaussian_filter(covered.astype(np.float64), edge / 2)
+    spread = gaussian_filter(shown, edge / 2)  # 0 where there is no tile
+    weight = gaussian_filter(covered.astype(np.float32), edge / 2)
     return np.divide(spread, weight, out=np.zeros_like(spread), where=covered & (weight > 0))
 
 

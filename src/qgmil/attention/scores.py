@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qgmil.attention.inside import evaluating, has_layers, rollout
 from qgmil.bags.bag import Bag
 from qgmil.bags.dataset import collate
-from qgmil.errors import ConfigError
+from qgmil.errors import ConfigError, MetricError
 from qgmil.models.base import Aggregator
 from qgmil.models.registry import find_entry, list_models
 
@@ -43,7 +43,7 @@ def available_scores(model: Aggregator, classes: Sequence[str] = ()) -> tuple[st
         found.append("rollout")
     found.append("gradient")
     if _has_class_attention(model):
-        found += [f"{CLASS}{name}" for name in _names(model, classes)]
+        found += [f"{CLASS}{name}" for name in _columns(model, classes)]
     return tuple(found)
 
 
@@ -63,22 +63,22 @@ def instance_scores(
             after its blocks, each of which has looked at all others: a weight is not what that instance's own features
             contribute. "rollout": those weights followed back through the blocks (`qgmil.attention.inside.rollout`).
             "gradient": gradient x input, `gradient_x_input`. "class:NAME" (or its number): the attention of one class,
-            where the aggregator has one a class (CLAM-MB, DSMIL).
+            where the aggregator has one a class (CLAM-MB, DSMIL); with one logit that is class 1's.
         classes: names of the model's classes, for "class:NAME" and legends.
         target: class whose logit "gradient" follows; None: the predicted one.
         device: where to compute; the model is left as it was.
 
     Raises:
         ConfigError: a score that this aggregator does not have; those that it has are named.
+        MetricError: scores that are not finite, as those of NaN features or weights; the bag is named.
     """
     if score == "attention" and model.has_attention:
         with torch.inference_mode(), evaluating(model, device):
             weights = model(collate([bag]).to(device), return_attention=True).attention
-        return _mass(weights, "attention", "pooling attention, sums to 1 over the bag")
+        return _mass(weights, bag, "attention", "pooling attention, sums to 1 over the bag")
     if score == "rollout" and score in available_scores(model):
-        return InstanceScores(
-            rollout(model, bag, device=device), "rollout", "attention rollout, sums to 1 over the bag", True
-        )
+        values = _finite(rollout(model, bag, device=device), bag, "rollout")
+        return InstanceScores(values, "rollout", "attention rollout, sums to 1 over the bag", True)
     if score == "gradient":
         values, of = gradient_x_input(model, bag, target=target, device=device)
         name = classes[of] if of < len(classes) else str(of)
@@ -109,34 +109,45 @@ def gradient_x_input(
 
     Raises:
         ConfigError: a class that the model does not have.
+        MetricError: scores that are not finite; the bag is named.
     """
     most = max(2, model.num_classes)
-    if target is not None and not 0 <= target < most:
-        raise ConfigError(f"target class {target} is not one of the model's {most} classes, 0 to {most - 1}")
+    whole = isinstance(target, int | np.integer) and not isinstance(target, bool)
+    if target is not None and not (whole and 0 <= target < most):
+        raise ConfigError(f"target class {target!r} is not one of the model's {most} classes, 0 to {most - 1}")
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model, device):
         packed = model.prepare(collate([bag]).to(device))
         x = packed.features.detach().clone().requires_grad_()
         logits = model.forward_packed(packed.with_features(x), False).logits[0]
         if logits.numel() == 1:
             logits = torch.cat([-logits, logits])
-        of = int(logits.argmax()) if target is None else target
+        of = int(logits.argmax()) if target is None else int(target)
         (gradient,) = torch.autograd.grad(logits[of], x, allow_unused=True)
         if gradient is None:  # a control that does not look at the features
             return np.zeros(len(bag)), of
-        return (gradient.double() * x.detach().double()).sum(dim=1).cpu().numpy(), of
+        values = (gradient.double() * x.detach().double()).sum(dim=1).cpu().numpy()
+    return _finite(values, bag, "gradient"), of
 
 
 def mean_scores(parts: Sequence[InstanceScores]) -> InstanceScores:
     """The mean over models, instance by instance.
 
     Raises:
-        ConfigError: no scores, or those of different kinds.
+        ConfigError: no scores, or those of different kinds, classes (the gradient's) or bags.
     """
     if not parts:
         raise ConfigError("there are no scores to average")
     kinds = sorted({p.name for p in parts})
     if len(kinds) > 1:
         raise ConfigError(f"scores of different kinds have no mean: {', '.join(kinds)}")
+    described = sorted({p.description for p in parts})
+    if len(described) > 1:
+        raise ConfigError(
+            f"scores of different meaning have no mean: {'; '.join(described)}. Give all one target class"
+        )
+    sizes = sorted({len(p.values) for p in parts})
+    if len(sizes) > 1:
+        raise ConfigError(f"scores of bags of {' and '.join(map(str, sizes))} instances have no mean: give one bag's")
     if len(parts) == 1:
         return parts[0]
     description = f"{parts[0].description} (mean of {len(parts)} models)"
@@ -144,31 +155,47 @@ def mean_scores(parts: Sequence[InstanceScores]) -> InstanceScores:
 
 
 def _class_attention(model: Aggregator, bag: Bag, score: str, classes: Sequence[str], device: str) -> InstanceScores:
-    names = _names(model, classes)
+    columns = _columns(model, classes)
     wanted = score.removeprefix(CLASS)
-    if wanted not in names and wanted.isascii() and wanted.isdigit() and int(wanted) < len(names):
-        wanted = names[int(wanted)]
-    if wanted not in names:
-        raise ConfigError(f"there is no class {wanted!r} to show the attention of: there are {', '.join(names)}")
+    if wanted not in columns:  # a class may be called "2": names go before numbers
+        by_number = dict(zip(_columns(model, ()), columns, strict=True))
+        wanted = by_number.get(wanted, wanted)
+    if wanted not in columns:
+        raise ConfigError(f"there is no class {wanted!r} to show the attention of: there are {', '.join(columns)}")
     with torch.inference_mode(), evaluating(model, device):
         auxiliary = model(collate([bag]).to(device), return_attention=True).auxiliary
-    column = auxiliary["class_attention"][:, names.index(wanted)]
-    return _mass(column, f"{CLASS}{wanted}", f"attention of class {wanted}, sums to 1 over the bag")
+    column = auxiliary["class_attention"][:, columns[wanted]]
+    return _mass(column, bag, f"{CLASS}{wanted}", f"attention of class {wanted}, sums to 1 over the bag")
 
 
-def _mass(weights: torch.Tensor | None, name: str, description: str) -> InstanceScores:
+def _mass(weights: torch.Tensor | None, bag: Bag, name: str, description: str) -> InstanceScores:
     assert weights is not None  # has_attention says so
-    values = weights.double().cpu().numpy()
+    values = _finite(weights.double().cpu().numpy(), bag, name)
     return InstanceScores(values / values.sum(), name, description, True)
+
+
+def _finite(values: NDArray[np.float64], bag: Bag, name: str) -> NDArray[np.float64]:
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if wrong.size:
+        raise MetricError(
+            f"bag {bag.bag_id!r}: its {name} is {values[wrong[0]]} at instance {wrong[0]} ({wrong.size} of "
+            f"{values.size}); look for NaN or infinity in its features and in the model's weights"
+        )
+    return values
 
 
 def _has_class_attention(model: Aggregator) -> bool:
     return model.has_class_attention
 
 
-def _names(model: Aggregator, classes: Sequence[str]) -> list[str]:
-    given = list(classes)
-    return given if len(given) == model.num_classes else [str(c) for c in range(model.num_classes)]
+def _columns(model: Aggregator, classes: Sequence[str]) -> dict[str, int]:
+    """Classes that have an attention, by name (or number, without as many names), and its column.
+
+    One logit is that of class 1, and so is its attention.
+    """
+    numbers = range(max(2, model.num_classes))
+    names = list(classes) if len(classes) == len(numbers) else [str(c) for c in numbers]
+    return {name: column for column, name in enumerate(names[-model.num_classes :])}
 
 
 def _attending() -> list[str]:

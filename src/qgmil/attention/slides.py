@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from qgmil.errors import ConfigError, ReadError
+from qgmil.errors import BagError, ConfigError, ReadError
 
 #: Pixels of a plain image (or of a slide without smaller levels) that are read at once: 12,000 x 12,000.
 MAX_PIXELS = 144_000_000
@@ -55,6 +57,24 @@ def open_slide(path: str | Path) -> Slide:
         raise ReadError(f"{path}: cannot be read as a slide ({error}); copy it again") from None
 
 
+def check_inside(bag_id: str, tiles: NDArray[np.float64], edge: float, slide: Slide) -> None:
+    """A map on the wrong slide looks right: the tiles must lie on it, up to the part of one that padding adds.
+
+    Args:
+        tiles: ``(N, 2)`` upper left corners in level-0 pixels.
+        edge: of a tile in level-0 pixels.
+
+    Raises:
+        BagError: they do not; both are named.
+    """
+    near, far = tiles.min(axis=0), tiles.max(axis=0) + edge
+    if (near < -edge).any() or (far > np.array(slide.size) + edge).any():
+        raise BagError(
+            f"bag {bag_id!r} has tiles from ({near[0]:g}, {near[1]:g}) to ({far[0]:g}, {far[1]:g}), but "
+            f"{slide.path} is {slide.size[0]:,} x {slide.size[1]:,} pixels: is it the slide that they were cut from?"
+        )
+
+
 def _without_openslide(path: Path) -> Slide:
     try:
         return PlainImage(path)
@@ -74,7 +94,9 @@ class PlainImage:
             with _unlimited(), Image.open(path) as image:
                 self.size = image.size
         except Exception as error:  # Pillow's decoders raise anything at all on hostile bytes
-            raise ReadError(f"{path}: cannot be read as an image ({_line(error)}); copy or make it again") from None
+            raise ReadError(
+                f"{path}: cannot be read as an image ({first_line(error)}); copy or make it again"
+            ) from None
         width, height = self.size
         if width * height > MAX_PIXELS:
             raise ReadError(
@@ -91,7 +113,7 @@ class PlainImage:
                     self._whole = flat(image)
             except Exception as error:
                 raise ReadError(
-                    f"{self.path}: breaks off while it is read ({_line(error)}); copy or make it again"
+                    f"{self.path}: breaks off while it is read ({first_line(error)}); copy or make it again"
                 ) from None
         return cut(self._whole, left, top, width, height, out)
 
@@ -117,7 +139,9 @@ class OpenSlideImage:
             try:
                 part = self._slide.read_region(at, level, (columns, count))
             except Exception as error:  # OpenSlideError, and whatever ctypes makes of a broken file
-                raise ReadError(f"{self.path}: breaks off while it is read ({_line(error)}); copy it again") from None
+                raise ReadError(
+                    f"{self.path}: breaks off while it is read ({first_line(error)}); copy it again"
+                ) from None
             y0, y1 = round(start / rows * out[1]), round((start + count) / rows * out[1])
             if y1 > y0:
                 picture.paste(flat(part).resize((out[0], y1 - y0), Image.Resampling.BOX), (0, y0))
@@ -171,5 +195,6 @@ def _positive(text: str | None) -> float | None:
     return value if 0 < value < 1000 else None
 
 
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def first_line(error: Exception) -> str:
+    """What went wrong, on one line: libraries explain themselves on several."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(":")

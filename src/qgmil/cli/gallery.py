@@ -38,6 +38,7 @@ def gallery(
     positive: Annotated[tuple[int, ...], Parameter(negative=(), consume_multiple=True)] = (),
     tile_size: float | None = None,
     coord_unit: Literal["px", "um", "grid"] | None = None,
+    mpp: float | None = None,
     include_seen: Annotated[bool, Parameter(negative=())] = False,
     new_cohort: Annotated[bool, Parameter(negative=())] = False,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
@@ -69,9 +70,12 @@ def gallery(
     positive
         Instance labels that get a frame. Default: all above 0.
     tile_size
-        Edge of a tile in the unit of the coordinates, where the file does not know it.
+        Edge of a tile in the unit of the coordinates, where the file does not know it. Of a grid: level-0 pixels from
+        one column to the next.
     coord_unit
         Unit of the coordinates, where the file does not know it.
+    mpp
+        Microns per level-0 pixel, for coordinates in microns where neither file nor slide knows it.
     include_seen
         Also ask models that were trained on the bag.
     new_cohort
@@ -81,11 +85,10 @@ def gallery(
     device
         Where to run. Default: as the run was configured.
     """
-    from dataclasses import replace
-
     from qgmil.attention.gallery import gallery_figure, gallery_items
-    from qgmil.attention.images import open_images
+    from qgmil.attention.images import is_slide, open_images
     from qgmil.attention.overlay import place_tiles
+    from qgmil.attention.slides import open_slide
     from qgmil.cli.output import say
     from qgmil.cli.pictures import check_new, explained, headline
     from qgmil.evaluation.style import save_figure
@@ -95,10 +98,9 @@ def gallery(
     options = {"include_seen": include_seen, "new_cohort": new_cohort, "device": device}
     said = explained(run, bag, bags, score, options, given(data))
     placed = said.bag
-    if placed.coords is not None and (placed.coord_unit or coord_unit) and (placed.tile_size or tile_size):
-        placed = place_tiles(said.bag, tile_size=tile_size, coord_unit=coord_unit)
-    elif placed.coords is not None:
-        placed = replace(placed, coords=None)  # cut from a slide only where it is known where
+    if placed.coords is not None and is_slide(images):
+        known = mpp if mpp is not None else open_slide(images).mpp
+        placed = place_tiles(placed, tile_size=tile_size, coord_unit=coord_unit, mpp=known)
     items = gallery_items(placed, said.scores, open_images(images, placed), top=top or 24, bottom=bottom)
     broken = [item for item in items if item.problem is not None]
     figure = gallery_figure(items, said.scores, title=headline(said), positives=tuple(positive) or None)
@@ -110,4 +112,5 @@ def gallery(
         say(f"no picture of {item.instance_id or f'instance {item.row}'}: {item.problem}")
     if len(broken) > 5:
         say(f"and {len(broken) - 5} more without a picture")
-    say(f"{headline(said)}; {len(items)} of {len(placed)} instances: {output}")
+    missing = f", {len(broken)} without a picture" if broken else ""
+    say(f"{headline(said)}; {len(items)} of {len(placed)} instances{missing}: {output}")

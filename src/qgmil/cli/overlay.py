@@ -37,7 +37,7 @@ def overlay(
     score: str = "attention",
     colours: str = "viridis",
     value_range: Annotated[str, Parameter(name="--range", allow_leading_hyphen=True)] = "percentile",
-    opacity: float = 0.5,
+    opacity: float | None = None,
     smooth: Annotated[bool, Parameter(negative=())] = False,
     size: int = 2000,
     tile_size: float | None = None,
@@ -74,13 +74,14 @@ def overlay(
     value_range
         Ends of the colours: percentile (1st to 99th), absolute (0 to 1), 0-max, or LOW,HIGH.
     opacity
-        Of the map over the slide, 0 to 1.
+        Of the map, 0 to 1. Default: 0.5 on a slide, 1 without.
     smooth
         Interpolate between tiles. What is seen is then no longer what was computed.
     size
         Longer edge of the picture in pixels.
     tile_size
-        Edge of a tile in the unit of the coordinates, where the file does not know it.
+        Edge of a tile in the unit of the coordinates, where the file does not know it. Of a grid: level-0 pixels from
+        one column to the next.
     coord_unit
         Unit of the coordinates, where the file does not know it.
     mpp
@@ -108,11 +109,12 @@ def overlay(
     options = {"include_seen": include_seen, "new_cohort": new_cohort, "device": device}
     drawn_on = open_slide(slide) if slide is not None else None
     said = explained(run, bag, bags, score, options, given(data))
-    known = mpp or (drawn_on.mpp if drawn_on is not None else None)
+    known = mpp if mpp is not None or drawn_on is None else drawn_on.mpp
     placed = place_tiles(said.bag, tile_size=tile_size, coord_unit=coord_unit, mpp=known)
     made = make_overlay(placed, said.scores, drawn_on, size=size, colours=colours, value_range=limits, smooth=smooth)
     if output is not None:
-        save_overlay(made, output, opacity=opacity, title=headline(said))
+        shown = opacity if opacity is not None else 1.0 if drawn_on is None else 0.5
+        save_overlay(made, output, opacity=shown, title=headline(said))
         say(f"{headline(said)}; {said.scores.name} of {len(said.members)} models: {output}")
     if geojson is not None:
         count = write_geojson(made, geojson, bag_id=said.bag.bag_id, percentile=percentile)

@@ -6,6 +6,7 @@ Figures are made with matplotlib's object interface: no pyplot, no global state,
 from __future__ import annotations
 
 import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ def plain(name: str) -> str:
     """A user's name as it is written: matplotlib reads $...$ as formulas and hides labels that begin with _."""
     name = name.replace("$", r"\$")
     return f" {name}" if name.startswith("_") else name
+
+
+def wrapped(text: str, inches: float, points: float) -> list[str]:
+    """Lines of a text that fit into a width at a size of type; a word that is too long is cut, not lost."""
+    return textwrap.wrap(text, max(8, int(inches * 72 / (0.64 * points)))) or [""]
 
 
 def new_figure(width: float, height: float) -> Figure:
