@@ -12,9 +12,10 @@ and aggregator, in benchmarks/results/attention/, from which the page is written
 from __future__ import annotations
 
 import csv
+import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,9 @@ from qgmil.analysis.records import Journal, Record, by_source
 from qgmil.analysis.summary import compare_records, summarise_records
 from qgmil.attention.truth import agreement
 from qgmil.bags.dataset import BagDataset
-from qgmil.benchmark import text as words
-from qgmil.benchmark.markdown import table
 from qgmil.benchmark.sources import describe_source, open_source
 from qgmil.benchmark.spec import BenchmarkSpec
+from qgmil.evaluation import text as words
 from qgmil.evaluation.metrics import evaluate
 from qgmil.files import atomic_path, write_text
 from qgmil.training.explain import explain_bag
@@ -103,14 +103,14 @@ def measure_task(spec: BenchmarkSpec, cells: Path, task: str, repeats: int) -> N
     plan = Plan(repeats=repeats)
     types = _cell_types(spec, task)
     out = cells.parent / "attention" / task
-    with Journal(out, {"task": task, "cells": common, "repeats": repeats}) as journal:
-        for fold in sorted({f for f, _ in common}):
-            bags = _bags(spec, task, fold)
-            for model in MODELS:
-                parts = [load_run(cells / "cells" / task / model / f"fold{f}_seed{s}") for f, s in common if f == fold]
-                joined = replace(parts[0], members=tuple(m for part in parts for m in part.members))
-                for record in _records(joined, bags, model, fold, plan, types, journal):
-                    print(f"{task} fold {fold} {model}: {record.bag_id}", end="\r", file=sys.stderr)
+    journal = Journal(out, {"task": task, "cells": _identities(cells, task, common), "repeats": repeats})
+    for fold in sorted({f for f, _ in common}):
+        bags = _bags(spec, task, fold)
+        for model in MODELS:
+            parts = [load_run(cells / "cells" / task / model / f"fold{f}_seed{s}") for f, s in common if f == fold]
+            joined = replace(parts[0], members=tuple(m for part in parts for m in part.members))
+            for record in _records(joined, bags, model, fold, plan, types, journal):
+                print(f"{task} fold {fold} {model}: {record.bag_id}", end="\r", file=sys.stderr)
     found = by_source(journal.records.values())
     TABLES.mkdir(parents=True, exist_ok=True)
     rows = [{"source": r.source, **r.row} for r in journal.records.values()]
@@ -119,6 +119,12 @@ def measure_task(spec: BenchmarkSpec, cells: Path, task: str, repeats: int) -> N
     for path in write_figures(out, found):
         if path.stem in ("mass_curves", "faithfulness"):
             (IMAGES / f"attention_{task}_{path.name}").write_bytes(path.read_bytes())
+
+
+def _identities(cells: Path, task: str, common: Sequence[tuple[int, int]]) -> list[list[str]]:
+    """What each cell was computed from, so that a benchmark computed anew is measured anew."""
+    folders = [[cells / "cells" / task / model / f"fold{f}_seed{s}" for f, s in common] for model in MODELS]
+    return [[json.loads((p / "cell.json").read_text())["fingerprint"] for p in found] for found in folders]
 
 
 def _records(
@@ -186,7 +192,7 @@ def block(task: str) -> str:
     )
     verdicts = [f"- **{words.markdown(m)}**: {_verdict(found)}" for m, found in sources.items()]
     pairs = _pairs(sources, shown)
-    return f"{table(head, lines)}\n\n{caption}\n\n" + "\n".join(verdicts) + f"\n\n{pairs}\n"
+    return f"{words.markdown_table(head, lines)}\n\n{caption}\n\n" + "\n".join(verdicts) + f"\n\n{pairs}\n"
 
 
 def _summary(sources: Mapping[str, list[Record]]) -> list[dict[str, Any]]:
@@ -201,7 +207,7 @@ def _pairs(sources: Mapping[str, list[Record]], shown: list[str]) -> str:
         found = {r["figure"]: r for r in rows if r["second"] == other}
         lines.append([words.markdown(other), *(_difference(found.get(f)) for f in shown)])
     note = "Difference on the same bags, with p of Wilcoxon's test over patients (Holm, six pairs)."
-    return f"{table(head, lines)}\n\n{note}"
+    return f"{words.markdown_table(head, lines)}\n\n{note}"
 
 
 def _verdict(found: list[Record]) -> str:

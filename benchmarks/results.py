@@ -23,10 +23,9 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter, run
 
-from qgmil.benchmark import text as words
-from qgmil.benchmark.markdown import table
 from qgmil.benchmark.results import as_table, key_of, read_rows
 from qgmil.benchmark.tables import write_tables
+from qgmil.evaluation import text as words
 from qgmil.files import atomic_path, write_text
 
 HERE = Path(__file__).resolve().parent
@@ -132,7 +131,7 @@ def recipe_block(rows: Iterable[Mapping[str, Any]]) -> str:
         lines.append([words.markdown(model), *figures])
     counts = ", ".join(f"{words.markdown(name)} {count}" for name, count in most.items())
     caption = f"Validation bags alone, mean ± sd over cells ({counts}); test bags played no part in the choice."
-    return f"{table(head, lines)}\n\n{caption}\n"
+    return f"{words.markdown_table(head, lines)}\n\n{caption}\n"
 
 
 def _over(rows: list[Mapping[str, Any]], column: str, most: int) -> str:

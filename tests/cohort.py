@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 WIDTH = 12
@@ -32,6 +34,14 @@ def make_cohort(folder: Path, *, patients: int = 20, bags_per_patient: int = 2, 
     manifest = folder / "bags.csv"
     manifest.write_text("\n".join(rows) + "\n")
     return manifest
+
+
+def write_tiles(path: Path, x: np.ndarray, names: Sequence[str], *, columns: int, edge: int = 20) -> None:
+    """A slide's features with the places of its tiles, row by row, and their names; the file says no unit."""
+    with h5py.File(path, "w") as file:
+        file["features"] = x
+        file["coords"] = np.array([(edge * (i % columns), edge * (i // columns)) for i in range(len(x))])
+        file["instance_ids"] = list(names)
 
 
 #: A model and recipe that learn the cohort in a second.

@@ -36,6 +36,30 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
 
 
+def append_json_line(path: Path, value: Any) -> None:
+    """Add a line of JSON to a file; it is on the disk when this returns, whatever becomes of the process.
+
+    What a kill left of an earlier line is ended first, so that it takes no other with it. NaN raises ValueError.
+    """
+    line = json.dumps(value, allow_nan=False) + "\n"
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else "\n" + line
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json_lines(path: Path) -> Iterator[Any]:
+    """The lines of a file that `append_json_line` wrote, without those that a kill cut short; none without a file."""
+    if path.is_file():
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                with contextlib.suppress(ValueError):
+                    yield json.loads(line)
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV file that `write_csv` wrote, as text."""
     with path.open(encoding="utf-8", newline="") as file:

@@ -15,29 +15,35 @@ def record(bag_id: str, source: str = "run", **row: object) -> Record:
 
 
 def test_what_was_measured_is_there_again(tmp_path: Path) -> None:
-    with Journal(tmp_path / "out", {"score": "attention"}) as journal:
-        journal.add(record("a", entropy=0.1 + 0.2))
-        journal.add(record("b"))
+    journal = Journal(tmp_path / "out", {"score": "attention"})
+    journal.add(record("a", entropy=0.1 + 0.2))
+    journal.add(record("b"))
     again = Journal(tmp_path / "out", {"score": "attention"})
     assert again.records == {("run", "a"): record("a", entropy=0.1 + 0.2), ("run", "b"): record("b")}
 
 
-def test_a_line_that_a_kill_left_half_written_is_dropped(tmp_path: Path) -> None:
+def test_a_line_that_a_kill_left_half_written_is_dropped_and_takes_no_other_with_it(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with Journal(out, {}) as journal:
-        journal.add(record("a"))
-        journal.add(record("b"))
-    whole = (out / JOURNAL).read_bytes()
-    (out / JOURNAL).write_bytes(whole[:-9])
-    with Journal(out, {}) as journal:
-        assert list(journal.records) == [("run", "a")]
-        journal.add(record("b"))
-    assert (out / JOURNAL).read_bytes() == whole
+    journal = Journal(out, {})
+    journal.add(record("a"))
+    journal.add(record("b"))
+    (out / JOURNAL).write_bytes((out / JOURNAL).read_bytes()[:-9])
+    journal = Journal(out, {})
+    assert list(journal.records) == [("run", "a")]
+    journal.add(record("b"))
+    journal.add(record("c"))
+    assert [b for _, b in Journal(out, {}).records] == ["a", "b", "c"]
+
+
+def test_a_measurement_killed_before_its_first_bag_goes_on(tmp_path: Path) -> None:
+    Journal(tmp_path / "out", {"seed": 0})
+    assert Journal(tmp_path / "out", {"seed": 0}).records == {}
+    with pytest.raises(RunError, match="seed: 0, now 1"):
+        Journal(tmp_path / "out", {"seed": 1})
 
 
 def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
-    with Journal(tmp_path / "out", {"score": "attention", "seed": 0}) as journal:
-        journal.add(record("a"))
+    Journal(tmp_path / "out", {"score": "attention", "seed": 0}).add(record("a"))
     with pytest.raises(RunError, match=r"other settings \(score: 'attention', now 'rollout'\).*--overwrite"):
         Journal(tmp_path / "out", {"score": "rollout", "seed": 0})
     assert Journal(tmp_path / "out", {"score": "rollout", "seed": 0}, overwrite=True).records == {}

@@ -151,7 +151,7 @@ def test_a_tar_that_unpacks_without_end_is_left(tmp_path: Path, monkeypatch: pyt
     with (files / "zeros.bin").open("wb") as file:
         file.truncate(3_000_000)
     monkeypatch.setattr("qgmil.attention.images.MAX_UNPACKED", 2_000_000)
-    with pytest.raises(ReadError, match=r"c\.tgz: cannot be read as a tar \(it unpacks to more than 2,000,000 bytes"):
+    with pytest.raises(ReadError, match=r"c\.tgz: unpacks to more than 2,000,000 bytes"):
         open_images(packed(tmp_path / "c.tgz", files), bag())
     open_images(packed(tmp_path / "c.tar", files), bag())  # nothing has to be unpacked to look into this one
 

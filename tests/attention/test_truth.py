@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qgmil.attention.truth import agreement, pooled_agreement
+from qgmil.attention.truth import agreement
 from qgmil.errors import MetricError
 
 
@@ -52,45 +52,6 @@ def test_auroc_is_the_share_of_ordered_pairs(scores: np.ndarray, truth: np.ndarr
     assert (found is None) == (not pairs)
     if found is not None:
         assert found.auroc == pytest.approx(np.mean(pairs))
-
-
-def test_pooled_by_hand() -> None:
-    """As multiples of uniform: 0.8, 1.2 | 0.4, 1.2, 1.2, 1.2; the sought ones are the second and the fourth."""
-    found = pooled_agreement([[0.4, 0.6], [0.1, 0.3, 0.3, 0.3]], [[0, 1], [0, 1, 0, 0]])
-    assert found is not None
-    assert found.positives == 2
-    assert found.auroc == pytest.approx((2 + 2 * 0.5) / 4)  # each above two, tied with two
-    assert found.enrichment == pytest.approx(1.2)
-
-
-def test_uniform_weights_say_nothing_whatever_the_size_of_the_bag() -> None:
-    found = pooled_agreement([np.full(4, 1 / 4), np.full(64, 1 / 64)], [[1, 1, 0, 0], np.zeros(64)])
-    assert found is not None
-    assert (found.auroc, found.enrichment) == (0.5, 1.0)
-    raw = pooled_agreement([np.full(4, 1 / 4), np.full(64, 1 / 64)], [[1, 1, 0, 0], np.zeros(64)], is_mass=False)
-    assert raw is not None
-    assert (raw.auroc > 0.9, raw.enrichment) == (True, None)
-
-
-@given(arrays(np.float64, 12, elements=st.integers(1, 5)), arrays(np.int64, 12, elements=st.integers(0, 2)))
-def test_one_bag_pooled_is_that_bag(scores: np.ndarray, truth: np.ndarray) -> None:
-    one = agreement(scores / scores.sum(), truth, positives={2})
-    pooled = pooled_agreement([scores / scores.sum()], [truth], positives={2})
-    assert (one is None) == (pooled is None)
-    if one is not None and pooled is not None:
-        assert pooled.auroc == pytest.approx(one.auroc)
-        assert pooled.average_precision == pytest.approx(one.average_precision)
-        assert pooled.enrichment == pytest.approx(one.enrichment)
-
-
-def test_pooling_needs_both_kinds_somewhere() -> None:
-    assert pooled_agreement([[1.0], [1.0]], [[0], [0]]) is None
-    assert pooled_agreement([[1.0], [1.0]], [[1], [1]]) is None
-    assert pooled_agreement([[1.0], [1.0]], [[1], [0]]) is not None  # neither bag alone is defined
-    with pytest.raises(MetricError, match="scores of 0 bags"):
-        pooled_agreement([], [])
-    with pytest.raises(MetricError, match="of 1 bags and instance labels of 2"):
-        pooled_agreement([[1.0]], [[1], [0]])
 
 
 def test_lengths_and_numbers_are_checked() -> None:

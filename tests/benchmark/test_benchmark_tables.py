@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from benchmark.synthetic_rows import drawn, row, scores, table
-from qgmil.benchmark import text
 from qgmil.benchmark.notes import friedman_text
 from qgmil.benchmark.summary import BenchmarkSummary, summarise_benchmark
 from qgmil.benchmark.tables import print_tables, write_tables
 from qgmil.errors import MetricError
+from qgmil.evaluation import text
 from qgmil.files import read_csv
 
 MODELS = {"qgmil_headwise": 1.4, "abmil_gated": 1.0, "mean": 0.8, "linear_probe": 0.7, "majority": -0.4}

@@ -8,10 +8,10 @@ import pytest
 from published_trees import image, trident
 from test_feature_cohorts import patho_bench, torchmil
 
+from commandline import run
 from qgmil.bags.dataset import open_bags
 from qgmil.bags.manifest import Manifest
 from qgmil.bags.splits import from_column
-from qgmil.cli import main
 from qgmil.datasets import load_dataset, write_manifest
 from qgmil.datasets.registry import parse_options
 from qgmil.errors import ConfigError, ReadError
@@ -20,13 +20,6 @@ from qgmil.errors import ConfigError, ReadError
 @pytest.fixture(autouse=True)
 def _plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QGMIL_DATA", raising=False)
-
-
-def run(*arguments: object) -> int:
-    """The command in this process; its exit code."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in arguments])
-    return int(stop.value.code or 0)
 
 
 def glas(root: Path) -> None:

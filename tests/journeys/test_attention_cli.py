@@ -10,19 +10,13 @@ import polars as pl
 import pytest
 
 from cohort import make_cohort
+from commandline import run
 from qgmil.attention.concentration import concentration
 from qgmil.bags.dataset import open_bags
-from qgmil.cli import main
 from qgmil.training.explain import explain_bag
 from qgmil.training.members import load_run
 
 SMALL = ["--options.width", "16", "--options.num-heads", "2", "--options.ffn-dim", "16", "--lr", "3e-3"]
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in arguments])
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture(scope="module")

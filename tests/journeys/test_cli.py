@@ -14,8 +14,8 @@ import polars as pl
 import pytest
 
 from cohort import make_cohort
+from commandline import run
 from conftest import shared_data
-from qgmil.cli import main
 
 SMALL = [
     "--options.width",
@@ -35,13 +35,6 @@ VERBS = (
     *("manifest", "check", "pack", "train", "evaluate", "predict", "compare", "ablate", "verify", "plan", "datasets"),
     *("models", "demo", "attention", "overlay", "gallery", "report"),
 )
-
-
-def run(*arguments: object) -> int:
-    """The command in this process; its exit code."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in arguments])
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture(scope="module")

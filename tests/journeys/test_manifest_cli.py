@@ -12,9 +12,9 @@ import pytest
 from bags import layouts as trees
 from bags.layouts import BagRow
 from cohort import make_cohort
+from commandline import run
 from qgmil.bags.check import check_bags
 from qgmil.bags.manifest import Manifest
-from qgmil.cli import main
 from qgmil.errors import ConfigError, RunError, SplitError
 from qgmil.training.config import TrainConfig
 from qgmil.training.run import resume_run, train_run
@@ -27,13 +27,6 @@ COHORT = tuple(
     for p in range(10)
     for s in ("ab" if p < 2 else "a")
 )
-
-
-def run(*arguments: object) -> int:
-    """The command in this process; its exit code."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in arguments])
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture

@@ -6,21 +6,15 @@ import csv
 import json
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
+from cohort import write_tiles
+from commandline import run
 from conftest import shared_data
-from qgmil.cli import main
 from qgmil.training.explain import explain_bag
 from qgmil.training.members import load_run
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in arguments])
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +25,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = ["bag_id,label,features"]
     for i in range(12):
         x = rng.normal(size=(9, 6)).astype(np.float32) + 2 * (i % 2)
-        with h5py.File(folder / f"s{i}.h5", "w") as file:
-            file["features"] = x
-            file["coords"] = np.array([(20 * c, 20 * r) for r in range(3) for c in range(3)])
-            file["coords"].attrs.update({"patch_size_level0": 20, "patch_level": 0})
-            file["instance_ids"] = [f"t{k}" for k in range(9)]
+        write_tiles(folder / f"s{i}.h5", x, [f"t{k}" for k in range(9)], columns=3)
         rows.append(f"s{i},{'tumour' if i % 2 else 'benign'},s{i}.h5")
     Image.fromarray(rng.integers(100, 255, (60, 64, 3), dtype=np.uint8)).save(folder / "s3.png")
     (folder / "tiles").mkdir()

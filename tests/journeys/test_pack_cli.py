@@ -16,21 +16,14 @@ import pytest
 import yaml
 
 from cohort import SMALL, make_cohort
+from commandline import run
 from qgmil.bags.store import is_store, store_identity
 from qgmil.bags.store.layout import FEATURES
-from qgmil.cli import main
 from qgmil.errors import RunError
 from qgmil.training.config import TrainConfig
 from qgmil.training.run import resume_run, train_run
 
 RECIPE = ["--options.width", 16, "--options.num-heads", 2, "--options.ffn-dim", 16, "--epochs", 2, "--min-epochs", 1]
-
-
-def run(*arguments: object) -> int:
-    """The command in this process; its exit code."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in arguments])
-    return int(stop.value.code or 0)
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -8,18 +8,12 @@ from pathlib import Path
 import pytest
 
 from cohort import make_cohort
-from qgmil.cli import main
+from commandline import run
 from qgmil.cli.plan import seconds
 from qgmil.planning import guard, plan
 
 Output = pytest.CaptureFixture[str]
 SMALL = ["--options.width", 64, "--options.num-heads", 4, "--options.ffn-dim", 128, "--in-dim", 32, "--device", "cpu"]
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in arguments])
-    return int(stop.value.code or 0)
 
 
 def has(monkeypatch: pytest.MonkeyPatch, count: float) -> None:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import qgmil
-from cohort import make_cohort
+from cohort import make_cohort, write_tiles
 from qgmil.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,10 +125,7 @@ def test_the_page_on_attention(cohort: Path) -> None:
     (cohort / "cells").mkdir()
     for path in sorted((cohort / "features").glob("*.npy")):
         x = np.load(path)
-        with h5py.File(path.with_suffix(".h5"), "w") as file:
-            file["features"] = x
-            file["coords"] = np.array([(10 * i, 0) for i in range(len(x))])
-            file["instance_ids"] = [f"{path.stem}_{i}" for i in range(len(x))]
+        write_tiles(path.with_suffix(".h5"), x, [f"{path.stem}_{i}" for i in range(len(x))], columns=4, edge=10)
         for i in range(len(x)):
             Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(
                 cohort / "cells" / f"{path.stem}_{i}.png"

@@ -9,15 +9,9 @@ import numpy as np
 import pytest
 
 from cohort import make_cohort
-from qgmil.cli import main
+from commandline import run
 from qgmil.report.bags import chosen_bags
 from qgmil.report.data import load_mass_curve, load_result
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in arguments])
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import pytest
 
 from benchmark.small_benchmark import InProcess
 from cohort import make_cohort
+from commandline import run
 from qgmil.bags.bag import PackedBags
 from qgmil.benchmark import grid
 from qgmil.benchmark import verify as module
-from qgmil.cli import main
 from qgmil.files import read_csv
 from qgmil.models import registry
 from qgmil.models.output import BagOutput
@@ -24,13 +24,6 @@ TINY = [
     *("--options.width", 16, "--options.num-heads", 2, "--options.ffn-dim", 16),
     *("--epochs", 1, "--min-epochs", 1, "--lr", "3e-3", "--batch-size", 8, "--device", "cpu", "--precision", 32),
 ]
-
-
-def run(*arguments: object) -> int:
-    """The command in this process; its exit code."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in arguments])
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture

@@ -6,24 +6,18 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
 from browser import Browser
+from cohort import write_tiles
+from commandline import run
 from qgmil.bags.dataset import open_bags
-from qgmil.cli import main
 from qgmil.training.explain import explain_bag
 from qgmil.training.members import load_run
 
 HOSTILE = "</script><img src=x onerror=alert(1)>'\"<b>"
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in arguments])
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +28,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = ["bag_id,label,features"]
     (folder / "images").mkdir()
     for i in range(12):
-        with h5py.File(folder / f"s{i}.h5", "w") as file:
-            file["features"] = rng.normal(size=(12, 6)).astype(np.float32) + 2 * (i % 2)
-            file["coords"] = np.array([(20 * c, 20 * r) for r in range(3) for c in range(4)])
-            file["instance_ids"] = [f"{HOSTILE}{k}" for k in range(12)]
+        x = rng.normal(size=(12, 6)).astype(np.float32) + 2 * (i % 2)
+        write_tiles(folder / f"s{i}.h5", x, [f"{HOSTILE}{k}" for k in range(12)], columns=4)
         name = f"s{i}" if i else '"' + HOSTILE.replace('"', '""').replace("/", "") + '"'
         rows.append(f"{name},{'<i>tumour' if i % 2 else 'benign'},s{i}.h5")
         Image.fromarray(rng.integers(100, 255, (60, 80, 3), dtype=np.uint8)).save(folder / "images" / f"s{i}.png")

@@ -143,7 +143,7 @@ def _curves(found: Faithfulness) -> dict[str, Any]:
     return {name: getattr(found, name).tolist() for name in names}
 
 
-def _removals(said: BagExplanation, plan: Plan, device: str) -> dict[str, float]:
+def _removals(said: BagExplanation, plan: Plan, device: str) -> dict[str, float | None]:
     models = [member.model for member in said.members]
 
     def weigh(bag: Bag) -> NDArray[np.float64]:
@@ -152,13 +152,14 @@ def _removals(said: BagExplanation, plan: Plan, device: str) -> dict[str, float]
         return as_mass(mean_scores(parts), bag.bag_id)
 
     settings: dict[str, Any] = {"repeats": plan.repeats, "seed": plan.seed, "device": device}
-    row: dict[str, float] = {}
+    row: dict[str, float | None] = {}
     for removal in removal_agreement(models, said.bag, weigh, **settings):
         percent = round(100 * removal.fraction)
         row |= {
             f"same_class_{percent}": removal.same_class,
             f"probability_tv_{percent}": removal.probability_tv,
             f"attention_tv_{percent}": removal.attention_tv,
+            f"attention_rank_{percent}": removal.attention_rank,
         }
     return row
 

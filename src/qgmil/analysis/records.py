@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any
 
 from qgmil.errors import RunError
-from qgmil.files import write_json
+from qgmil.files import append_json_line, read_json_lines, write_json
 
 JOURNAL, SETTINGS = "journal.jsonl", "settings.json"
 
@@ -34,6 +33,8 @@ FIGURES = {
     "probability_tv_50": "probability TV, 50 % removed",
     "attention_tv_10": "attention TV, 10 % removed",
     "attention_tv_50": "attention TV, 50 % removed",
+    "attention_rank_10": "attention rank correlation, 10 % removed",
+    "attention_rank_50": "attention rank correlation, 50 % removed",
     "seed_probability_tv": "probability TV between models",
     "seed_attention_tv": "attention TV between models",
     "instance_auroc": "instance AUROC",
@@ -83,42 +84,19 @@ class Journal:
         if overwrite:
             self.path.unlink(missing_ok=True)
         if self.path.is_file():
-            _check_same(folder, wanted)
+            if self.path.stat().st_size or (folder / SETTINGS).is_file():
+                _check_same(folder, wanted)
         elif folder.is_dir() and any(folder.iterdir()) and not overwrite:
             raise RunError(f"{folder} is not empty: choose another folder with -o, or --overwrite")
         folder.mkdir(parents=True, exist_ok=True)
+        self.path.touch()  # first: it says that the folder is ours
         write_json(folder / SETTINGS, wanted)
-        self.records = self._read()
-
-    def _read(self) -> dict[tuple[str, str], Record]:
-        if not self.path.is_file():
-            return {}
-        found: dict[tuple[str, str], Record] = {}
-        whole = 0
-        with self.path.open("rb") as file:
-            for line in file:
-                try:
-                    record = Record(**json.loads(line))
-                except (ValueError, TypeError):
-                    break
-                if not line.endswith(b"\n"):
-                    break
-                found[record.source, record.bag_id] = record
-                whole += len(line)
-        os.truncate(self.path, whole)
-        return found
-
-    def __enter__(self) -> Self:
-        self._file: IO[str] = self.path.open("a", encoding="utf-8")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+        found = (Record(**line) for line in read_json_lines(self.path))
+        self.records = {(r.source, r.bag_id): r for r in found}
 
     def add(self, record: Record) -> None:
         """Keep a record; it is on disk when this returns."""
-        self._file.write(json.dumps(asdict(record), allow_nan=False) + "\n")
-        self._file.flush()
+        append_json_line(self.path, asdict(record))
         self.records[record.source, record.bag_id] = record
 
 

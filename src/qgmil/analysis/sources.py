@@ -14,7 +14,7 @@ from qgmil.bags.dataset import BagDataset, open_bags
 from qgmil.errors import BagError, ConfigError, RunError
 from qgmil.training.device import choose_device
 from qgmil.training.explain import explain_bag, members_for
-from qgmil.training.members import Run, load_run
+from qgmil.training.members import Run, load_run, open_asked
 from qgmil.training.runfolder import read_run, source_hash
 
 
@@ -97,9 +97,7 @@ def run_source(
         RunError, ManifestError, ReadError: a run or bags that cannot be read.
     """
     run = load_run(folder)
-    used = run.config.model_copy(update=reading or {})
-    skip = tuple(kind for kind in used.skip if kind != "unlabelled")
-    bags = open_bags(manifest, **used.opening(), skip=skip, labels=False)
+    bags = open_asked(run, manifest, **(reading or {}))
     asked = members_for(run, bags, include_seen=include_seen, new_cohort=new_cohort)
     left_out = tuple(b for b, members in zip(bags.bag_ids, asked, strict=True) if not members)
     if len(left_out) == len(bags):
@@ -162,12 +160,11 @@ def measure_all(
 ) -> list[Record]:
     """Measure every bag of every source that the journal does not have, and return all records in order."""
     wanted = [(source, bag_id) for source in sources for bag_id in source.bag_ids]
-    with journal:
-        for done, (source, bag_id) in enumerate(wanted):
-            if (source.name, bag_id) not in journal.records:
-                journal.add(source.record(bag_id, plan))
-            if on_bag is not None:
-                on_bag(done + 1)
+    for done, (source, bag_id) in enumerate(wanted):
+        if (source.name, bag_id) not in journal.records:
+            journal.add(source.record(bag_id, plan))
+        if on_bag is not None:
+            on_bag(done + 1)
     return [journal.records[source.name, bag_id] for source, bag_id in wanted]
 
 

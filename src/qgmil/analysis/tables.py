@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qgmil.analysis.records import FIGURES, Record
+from qgmil.evaluation import text
 
 #: Columns of the printed summary, in order; those that no source has are left out.
 SHOWN = (
@@ -69,8 +70,8 @@ def comparison_table(compared: Sequence[Mapping[str, Any]]) -> Table:
             FIGURES[r["figure"]],
             str(r["bags"]),
             escape(_with_interval(r, "difference", "+", " ")),
-            _p(r["p"]),
-            _p(r["p_holm"]),
+            text.p_value(r["p"]),
+            text.p_value(r["p_holm"]),
         )
         last = pair
     return table
@@ -80,25 +81,31 @@ def markdown(
     summary: Sequence[Mapping[str, Any]], compared: Sequence[Mapping[str, Any]], verdicts: Mapping[str, str]
 ) -> str:
     """The same as a page of Markdown, every figure in it."""
-    lines = ["# Attention", ""]
-    lines += [f"- **{_cell(source)}**: {_cell(text)}" for source, text in verdicts.items()] + [""] * bool(verdicts)
+    parts = ["# Attention"]
+    if verdicts:
+        parts.append("\n".join(f"- **{text.markdown(s)}**: {text.markdown(v)}" for s, v in verdicts.items()))
     figures = _shown(FIGURES, (r["figure"] for r in summary))
-    lines += ["## By class and by correctness", "", CAPTION, ""]
-    lines += _row(["source", "bags", *[FIGURES[f] for f in figures]], header=True)
     cells = {(r["source"], r["group"], r["figure"]): r for r in summary}
+    rows = []
     for source, group in dict.fromkeys((r["source"], r["group"]) for r in summary):
         found = [cells.get((source, group, f)) for f in figures]
         count = max(r["bags"] for r in found if r is not None)
-        lines += _row([source, f"{group} ({count})", *[_with_interval(r, "mean", sep=" ") for r in found]])
+        rows.append([source, f"{group} ({count})", *[_with_interval(r, "mean", sep=" ") for r in found]])
+    parts += ["## By class and by correctness", CAPTION]
+    parts.append(text.markdown_table(["source", "bags", *[FIGURES[f] for f in figures]], rows, left=2, escaped=False))
     if compared:
-        lines += ["", "## Pairs", "", "Mean difference over the bags that both have, first minus second.", ""]
-        lines += _row(["first", "second", "figure", "bags", "difference", "p", "p (Holm)"], header=True)
+        rows = []
         for r in compared:
-            text = _with_interval(r, "difference", "+", " ")
-            lines += _row(
-                [r["first"], r["second"], FIGURES[r["figure"]], str(r["bags"]), text, _p(r["p"]), _p(r["p_holm"])]
+            difference = _with_interval(r, "difference", "+", " ")
+            tested = (text.p_value(r["p"]), text.p_value(r["p_holm"]))
+            rows.append([r["first"], r["second"], FIGURES[r["figure"]], str(r["bags"]), difference, *tested])
+        parts += ["## Pairs", "Mean difference over the bags that both have, first minus second."]
+        parts.append(
+            text.markdown_table(
+                ["first", "second", "figure", "bags", "difference", "p", "p (Holm)"], rows, left=3, escaped=False
             )
-    return "\n".join(lines) + "\n"
+        )
+    return "\n\n".join(parts) + "\n"
 
 
 def bag_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
@@ -127,18 +134,5 @@ def _shown(wanted: Iterable[str], present: Iterable[str]) -> list[str]:
 def _with_interval(r: Mapping[str, Any] | None, key: str, sign: str = "", sep: str = "\n") -> str:
     if r is None:
         return ""
-    text = f"{r[key]:{sign}.3f}"
-    return text if r["low"] is None else f"{text}{sep}[{r['low']:{sign}.2f}, {r['high']:{sign}.2f}]"
-
-
-def _p(p: float | None) -> str:
-    return "" if p is None else "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
-
-
-def _row(cells: Sequence[str], *, header: bool = False) -> list[str]:
-    line = "| " + " | ".join(_cell(c) for c in cells) + " |"
-    return [line, "|" + "---|" * len(cells)] if header else [line]
+    mean = f"{r[key]:{sign}.3f}"
+    return mean if r["low"] is None else f"{mean}{sep}[{r['low']:{sign}.2f}, {r['high']:{sign}.2f}]"

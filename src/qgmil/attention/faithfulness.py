@@ -114,22 +114,12 @@ def faithfulness(
         ConfigError: no models, repeats below 1, shares that do not increase, or a class that there is not.
         MetricError: scores of another length, or not finite (the bag is named).
     """
-    values = np.asarray(scores, dtype=np.float64)
-    at = np.asarray(shares, dtype=np.float64)
-    n = len(bag)
     check_count(repeats, "repeats")
     if not models:
         raise ConfigError("faithfulness needs at least one model to predict with")
-    if at.ndim != 1 or len(at) < 2 or at[0] < 0 or at[-1] >= 1 or not (np.diff(at) > 0).all():
-        raise ConfigError(f"shares must increase from at least 0 to less than 1, got {list(shares)}")
-    if values.shape != (n,):
-        raise MetricError(f"bag {bag.bag_id!r}: scores of shape {values.shape} for {n} instances")
-    if not np.isfinite(values).all():
-        row = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise MetricError(f"bag {bag.bag_id!r}: the score of instance {row} is {values[row]}")
+    at, values, n = _checked_shares(shares), _checked_scores(scores, bag), len(bag)
     counts = [math.ceil(share * n - 1e-9) for share in at]
-    digest = hashlib.blake2b(f"{seed}\0{bag.bag_id}".encode(), digest_size=16).digest()
-    rng = np.random.default_rng(int.from_bytes(digest, "little"))
+    rng = generator(seed, bag.bag_id)
     orders = [np.argsort(-values, kind="stable"), *(rng.permutation(n) for _ in range(repeats))]
     wanted: list[NDArray[np.int64]] = [np.arange(n)]
     for order in orders:
@@ -150,6 +140,29 @@ def faithfulness(
         target=of,
         probability=float(said[0, of]),
     )
+
+
+def _checked_shares(shares: Sequence[float]) -> FloatArray:
+    at = np.asarray(shares, dtype=np.float64)
+    if at.ndim != 1 or len(at) < 2 or at[0] < 0 or at[-1] >= 1 or not (np.diff(at) > 0).all():
+        raise ConfigError(f"shares must increase from at least 0 to less than 1, got {list(shares)}")
+    return at
+
+
+def _checked_scores(scores: ArrayLike, bag: Bag) -> FloatArray:
+    values = np.asarray(scores, dtype=np.float64)
+    if values.shape != (len(bag),):
+        raise MetricError(f"bag {bag.bag_id!r}: scores of shape {values.shape} for {len(bag)} instances")
+    if not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise MetricError(f"bag {bag.bag_id!r}: the score of instance {row} is {values[row]}")
+    return values
+
+
+def generator(*of: object) -> np.random.Generator:
+    """Random numbers that depend on these things alone (a seed, a bag's id), on every machine."""
+    digest = hashlib.blake2b("\0".join(map(str, of)).encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
 def predict_subsets(

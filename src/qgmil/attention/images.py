@@ -7,14 +7,16 @@ import gzip
 import io
 import lzma
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from PIL import Image
 
-from qgmil.attention.slides import check_inside, first_line, flat, open_slide
+from qgmil.attention.slides import check_inside, flat, open_slide
 from qgmil.bags.bag import Bag
+from qgmil.bags.readers.base import guarded
 from qgmil.errors import BagError, ReadError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
@@ -87,41 +89,50 @@ class Cut:
         return self.slide.region(x, y, self.edge, self.edge, (side, side))
 
 
-class Folder:
+class _Named(ABC):
+    """Pictures that are found by the names of the instances.
+
+    Args:
+        where: what they are in.
+        bag: whose instances have names.
+        names: of all pictures there.
+    """
+
+    def __init__(self, where: Path, bag: Bag, names: Collection[str]) -> None:
+        self.where = where
+        self.found = _match(where, bag, names)
+
+    def picture(self, row: int) -> Image.Image:
+        """As `Images.picture`."""
+        if row not in self.found:
+            raise ReadError(f"{self.where}: has no picture of this instance")
+        return self._read(self.found[row])
+
+    @abstractmethod
+    def _read(self, name: str) -> Image.Image: ...
+
+
+class Folder(_Named):
     """Image files under a folder."""
 
     def __init__(self, path: Path, bag: Bag) -> None:
-        self.where = path
         files = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-        self.names = {p.relative_to(path).as_posix(): p for _, p in zip(range(MAX_FILES), sorted(files), strict=False)}
-        self.found = _match(path, bag, self.names)
+        super().__init__(path, bag, [p.relative_to(path).as_posix() for p in sorted(files)])
 
-    def picture(self, row: int) -> Image.Image:
-        """As `Images.picture`."""
-        name = self.found.get(row)
-        if name is None:
-            raise ReadError(f"{self.where}: has no picture of this instance")
-        path = self.names[name]
+    def _read(self, name: str) -> Image.Image:
+        path = self.where / name
         return _decode(path, path.stat().st_size, lambda: Image.open(path))
 
 
-class Tar:
+class Tar(_Named):
     """Image files in a tar, read one by one where they lie; nothing is unpacked to disk."""
 
     def __init__(self, path: Path, bag: Bag) -> None:
-        self.where = path
-        try:
-            with tarfile.open(path) as tar:
-                self.members = {m.name: m for m in _members(tar)}
-        except Exception as error:  # each decompressor has errors of its own for broken bytes
-            raise ReadError(f"{path}: cannot be read as a tar ({first_line(error)}); copy or make it again") from None
-        self.found = _match(path, bag, self.members)
+        with guarded(path, "a tar"), tarfile.open(path) as tar:
+            self.members = {m.name: m for m in _members(path, tar)}
+        super().__init__(path, bag, self.members)
 
-    def picture(self, row: int) -> Image.Image:
-        """As `Images.picture`."""
-        name = self.found.get(row)
-        if name is None:
-            raise ReadError(f"{self.where}: has no picture of this instance")
+    def _read(self, name: str) -> Image.Image:
         member = self.members[name]
 
         def read() -> Image.Image:
@@ -133,14 +144,14 @@ class Tar:
         return _decode(Path(f"{self.where}::{name}"), member.size, read)
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def _members(path: Path, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     unpacked = 0
     for number, member in enumerate(tar):
         if number >= MAX_FILES:
-            raise ValueError(f"more than {MAX_FILES:,} files")
+            raise ReadError(f"{path}: holds more than {MAX_FILES:,} files")
         unpacked += member.size
         if unpacked > MAX_UNPACKED and isinstance(tar.fileobj, COMPRESSED):
-            raise ValueError(f"it unpacks to more than {MAX_UNPACKED:,} bytes")
+            raise ReadError(f"{path}: unpacks to more than {MAX_UNPACKED:,} bytes; pack what is shown alone")
         if member.isreg() and PurePosixPath(member.name).suffix.lower() in SUFFIXES:
             yield member
 
@@ -148,17 +159,10 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 def _decode(path: Path, size: int, read: Callable[[], Image.Image]) -> Image.Image:
     if size > MAX_BYTES:
         raise ReadError(f"{path}: is {size:,} bytes, more than a picture of one instance can be")
-    try:
-        with read() as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ReadError(
-                    f"{path}: declares {image.width:,} x {image.height:,} pixels; that is no single instance"
-                )
-            return flat(image)
-    except ReadError:
-        raise
-    except Exception as error:  # Pillow's decoders raise anything at all on hostile bytes
-        raise ReadError(f"{path}: cannot be read as an image ({type(error).__name__}: {first_line(error)})") from None
+    with guarded(path, "an image"), read() as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ReadError(f"{path}: declares {image.width:,} x {image.height:,} pixels; that is no single instance")
+        return flat(image)
 
 
 def _match(where: Path, bag: Bag, names: Collection[str]) -> dict[int, str]:

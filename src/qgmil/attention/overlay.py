@@ -159,19 +159,46 @@ def make_overlay(
         raise BagError(f"bag {bag.bag_id!r}: it has coordinates that are not finite; correct them in its file")
     if slide is None:
         origin = (float(tiles[:, 0].min()), float(tiles[:, 1].min()))
-        extent = tuple(float(tiles[:, i].max()) + edge - origin[i] for i in (0, 1))
+        extent = (float(tiles[:, 0].max()) + edge - origin[0], float(tiles[:, 1].max()) + edge - origin[1])
     else:
         check_inside(bag.bag_id, tiles, edge, slide)
         origin, extent, mpp = (0.0, 0.0), (float(slide.size[0]), float(slide.size[1])), bag.mpp or slide.mpp
-    scale = size / max(extent)
-    out = (max(1, round(extent[0] * scale)), max(1, round(extent[1] * scale)))
+    canvas = _Canvas.of(tiles, edge, origin, extent, size)
     low, high, name = choose_range(scores.values, value_range)
-    heat = _heat(tiles, edge, scores.values, origin, scale, out, (low, high), colours, smooth)
-    if slide is None:
-        base = _outlines(tiles, edge, origin, scale, out)
-    else:
-        base = slide.region(0, 0, extent[0], extent[1], out)
-    return Overlay(base, heat, origin, scale, tiles, edge, mpp, low, high, name, colours, scores)
+    heat = _heat(canvas, scores.values, (low, high), colours, smooth)
+    base = _outlines(canvas) if slide is None else slide.region(0, 0, *extent, canvas.out)
+    return Overlay(base, heat, origin, canvas.scale, tiles, edge, mpp, low, high, name, colours, scores)
+
+
+@dataclass(frozen=True, eq=False)
+class _Canvas:
+    """Tiles in picture pixels.
+
+    Args:
+        corners: ``(N, 2)`` upper left corners.
+        side: edge of a tile.
+        scale: picture pixels a level-0 pixel.
+        out: width and height of the picture.
+    """
+
+    corners: NDArray[np.float64]
+    side: float
+    scale: float
+    out: tuple[int, int]
+
+    @classmethod
+    def of(
+        cls,
+        tiles: NDArray[np.float64],
+        edge: float,
+        origin: tuple[float, float],
+        extent: tuple[float, float],
+        size: int,
+    ) -> _Canvas:
+        """A picture of which the longer edge has `size` pixels."""
+        scale = size / max(extent)
+        out = (max(1, round(extent[0] * scale)), max(1, round(extent[1] * scale)))
+        return cls((tiles - np.array(origin)) * scale, edge * scale, scale, out)
 
 
 def choose_range(
@@ -208,25 +235,18 @@ def rgb(values: NDArray[np.floating], limits: tuple[float, float], colours: str)
 
 
 def _heat(
-    tiles: NDArray[np.float64],
-    edge: float,
-    values: NDArray[np.float64],
-    origin: tuple[float, float],
-    scale: float,
-    out: tuple[int, int],
-    limits: tuple[float, float],
-    colours: str,
-    smooth: bool,
+    canvas: _Canvas, values: NDArray[np.float64], limits: tuple[float, float], colours: str, smooth: bool
 ) -> Image.Image:
-    picture = np.zeros((out[1], out[0], 4), dtype=np.uint8)
+    width, height = canvas.out
+    picture = np.zeros((height, width, 4), dtype=np.uint8)
     if smooth:
-        field = np.zeros((out[1], out[0]), dtype=np.float32)
+        field = np.zeros((height, width), dtype=np.float32)
         covered = np.zeros(field.shape, dtype=bool)
-        for rows, shown, some in _means(tiles, edge, values, origin, scale, out):
+        for rows, shown, some in _means(canvas, values):
             field[rows], covered[rows] = shown, some
-        bands = iter([(slice(None), _smoothed(field, covered, edge * scale), covered)])
+        bands = iter([(slice(None), _smoothed(field, covered, canvas.side), covered)])
     else:
-        bands = _means(tiles, edge, values, origin, scale, out)
+        bands = _means(canvas, values)
     for rows, shown, some in bands:
         picture[rows, :, 3] = 255 * some
         picture[rows, :, :3][some] = rgb(shown[some], limits, colours)
@@ -234,25 +254,19 @@ def _heat(
 
 
 def _means(
-    tiles: NDArray[np.float64],
-    edge: float,
-    values: NDArray[np.float64],
-    origin: tuple[float, float],
-    scale: float,
-    out: tuple[int, int],
+    canvas: _Canvas, values: NDArray[np.float64]
 ) -> Iterator[tuple[slice, NDArray[np.floating], NDArray[np.bool_]]]:
     """Rows of the picture, the mean score of the tiles at each pixel, and where there is one.
 
     Sums and numbers come from differences at the corners of tiles, so that time is linear in tiles and pixels; band by
     band, as all of a large picture in float64 would take gigabytes.
     """
-    width, height = out
-    corners = (tiles - np.array(origin)) * scale
-    left, top = (np.clip(np.floor(corners[:, i] + 0.5).astype(int), 0, out[i] - 1) for i in (0, 1))
-    right = np.clip(np.floor(corners[:, 0] + edge * scale + 0.5).astype(int), left + 1, width)
-    bottom = np.clip(np.floor(corners[:, 1] + edge * scale + 0.5).astype(int), top + 1, height)
+    (width, height), corners, far = canvas.out, canvas.corners, canvas.corners + canvas.side
+    left, top = (np.clip(np.floor(corners[:, i] + 0.5).astype(int), 0, canvas.out[i] - 1) for i in (0, 1))
+    right = np.clip(np.floor(far[:, 0] + 0.5).astype(int), left + 1, width)
+    bottom = np.clip(np.floor(far[:, 1] + 0.5).astype(int), top + 1, height)
     y, x = np.concatenate([top, bottom, top, bottom]), np.concatenate([left, right, right, left])
-    sign = np.repeat([1.0, 1.0, -1.0, -1.0], len(tiles))
+    sign = np.repeat([1.0, 1.0, -1.0, -1.0], len(corners))
     weight = sign * np.tile(values, 4)
     order = np.argsort(y, kind="stable")
     y, x, sign, weight = y[order], x[order], sign[order], weight[order]
@@ -280,15 +294,11 @@ def _smoothed(shown: NDArray[np.float32], covered: NDArray[np.bool_], edge: floa
     return np.divide(spread, weight, out=np.zeros_like(spread), where=covered & (weight > 0))
 
 
-def _outlines(
-    tiles: NDArray[np.float64], edge: float, origin: tuple[float, float], scale: float, out: tuple[int, int]
-) -> Image.Image:
-    picture = Image.new("RGB", out, "white")
+def _outlines(canvas: _Canvas) -> Image.Image:
+    picture = Image.new("RGB", canvas.out, "white")
     draw = ImageDraw.Draw(picture)
-    side = edge * scale
-    for x, y in (tiles - np.array(origin)) * scale:
-        if side >= 4:
-            draw.rectangle((x, y, x + side - 1, y + side - 1), fill="#F2F2F2", outline="#D0D0D0")
-        else:
-            draw.rectangle((x, y, x + max(side - 1, 0), y + max(side - 1, 0)), fill="#E0E0E0")
+    fill, outline = ("#F2F2F2", "#D0D0D0") if canvas.side >= 4 else ("#E0E0E0", None)
+    reach = max(canvas.side - 1, 0)
+    for x, y in canvas.corners:
+        draw.rectangle((x, y, x + reach, y + reach), fill=fill, outline=outline)
     return picture

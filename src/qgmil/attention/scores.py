@@ -42,7 +42,7 @@ def available_scores(model: Aggregator, classes: Sequence[str] = ()) -> tuple[st
     if has_layers(model) and (model.has_attention or getattr(model, "pooling_kind", "") in ("mean", "cls")):
         found.append("rollout")
     found.append("gradient")
-    if _has_class_attention(model):
+    if model.has_class_attention:
         found += [f"{CLASS}{name}" for name in _columns(model, classes)]
     return tuple(found)
 
@@ -83,7 +83,7 @@ def instance_scores(
         values, of = gradient_x_input(model, bag, target=target, device=device)
         name = classes[of] if of < len(classes) else str(of)
         return InstanceScores(values, "gradient", f"gradient x input of the logit of {name}", False)
-    if score.startswith(CLASS) and _has_class_attention(model):
+    if score.startswith(CLASS) and model.has_class_attention:
         return _class_attention(model, bag, score, classes, device)
     have = ", ".join(available_scores(model, classes))
     hint = ""
@@ -182,10 +182,6 @@ def _finite(values: NDArray[np.float64], bag: Bag, name: str) -> NDArray[np.floa
             f"{values.size}); look for NaN or infinity in its features and in the model's weights"
         )
     return values
-
-
-def _has_class_attention(model: Aggregator) -> bool:
-    return model.has_class_attention
 
 
 def _columns(model: Aggregator, classes: Sequence[str]) -> dict[str, int]:

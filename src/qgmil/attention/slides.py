@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from qgmil.bags.readers.base import guarded
 from qgmil.errors import BagError, ConfigError, ReadError
 
 #: Pixels of a plain image (or of a slide without smaller levels) that are read at once: 12,000 x 12,000.
@@ -90,13 +93,8 @@ class PlainImage:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.mpp: float | None = None
-        try:
-            with _unlimited(), Image.open(path) as image:
-                self.size = image.size
-        except Exception as error:  # Pillow's decoders raise anything at all on hostile bytes
-            raise ReadError(
-                f"{path}: cannot be read as an image ({first_line(error)}); copy or make it again"
-            ) from None
+        with guarded(path, "an image"), _no_limit(), Image.open(path) as image:
+            self.size = image.size
         width, height = self.size
         if width * height > MAX_PIXELS:
             raise ReadError(
@@ -108,13 +106,8 @@ class PlainImage:
     def region(self, left: float, top: float, width: float, height: float, out: tuple[int, int]) -> Image.Image:
         """As `Slide.region`."""
         if self._whole is None:
-            try:
-                with _unlimited(), Image.open(self.path) as image:
-                    self._whole = flat(image)
-            except Exception as error:
-                raise ReadError(
-                    f"{self.path}: breaks off while it is read ({first_line(error)}); copy or make it again"
-                ) from None
+            with guarded(self.path, "an image"), _no_limit(), Image.open(self.path) as image:
+                self._whole = flat(image)
         return cut(self._whole, left, top, width, height, out)
 
 
@@ -136,12 +129,8 @@ class OpenSlideImage:
         for start in range(0, rows, step):
             count = min(step, rows - start)
             at = (round(left), round(top + start * down))
-            try:
+            with guarded(self.path, "a slide"):
                 part = self._slide.read_region(at, level, (columns, count))
-            except Exception as error:  # OpenSlideError, and whatever ctypes makes of a broken file
-                raise ReadError(
-                    f"{self.path}: breaks off while it is read ({first_line(error)}); copy it again"
-                ) from None
             y0, y1 = round(start / rows * out[1]), round((start + count) / rows * out[1])
             if y1 > y0:
                 picture.paste(flat(part).resize((out[0], y1 - y0), Image.Resampling.BOX), (0, y0))
@@ -176,15 +165,14 @@ def flat(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-class _unlimited:
+@contextmanager
+def _no_limit() -> Iterator[None]:
     """Pillow's own limit off: it warns or stops at sizes of its own, ours is checked with the declared size."""
-
-    def __enter__(self) -> None:
-        self.before = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None
-
-    def __exit__(self, *_: object) -> None:
-        Image.MAX_IMAGE_PIXELS = self.before
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def _positive(text: str | None) -> float | None:
@@ -193,8 +181,3 @@ def _positive(text: str | None) -> float | None:
     except ValueError:
         return None
     return value if 0 < value < 1000 else None
-
-
-def first_line(error: Exception) -> str:
-    """What went wrong, on one line: libraries explain themselves on several."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(":")

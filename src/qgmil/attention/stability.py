@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-from qgmil.attention.faithfulness import predict_subsets
+from qgmil.attention.faithfulness import generator, predict_subsets
 from qgmil.bags.bag import Bag
 from qgmil.errors import ConfigError, MetricError
 from qgmil.evaluation.checks import FloatArray, check_count
@@ -96,8 +95,7 @@ def removal_agreement(
         raise ConfigError(f"bag {bag.bag_id!r} has one instance: nothing can be removed from it")
     if not fractions or not all(0 < f < 1 for f in fractions):
         raise ConfigError(f"fractions to remove must lie between 0 and 1, got {list(fractions)}")
-    digest = hashlib.blake2b(f"removal\0{seed}\0{bag.bag_id}".encode(), digest_size=16).digest()
-    rng = np.random.default_rng(int.from_bytes(digest, "little"))
+    rng = generator("removal", seed, bag.bag_id)
     kept = [np.sort(rng.permutation(n)[min(max(round(f * n), 1), n - 1) :]) for f in fractions for _ in range(repeats)]
     said = predict_subsets(models, bag, [np.arange(n), *kept], device=device)
     whole = weigh(bag)

@@ -12,10 +12,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from qgmil.benchmark import text
 from qgmil.benchmark.ablate import Variant
 from qgmil.benchmark.collect import Task, collect, defined
 from qgmil.benchmark.summary import seed_sd
+from qgmil.evaluation import text
 from qgmil.evaluation.comparison import ResampledT, compare_cells, holm
 from qgmil.files import write_csv, write_text
 
@@ -249,22 +249,19 @@ def markdown_page(lines: Sequence[Line]) -> str:
     """The page: what the variants are, one table a data set, the means over several."""
     seen = {line["variant"]: line for line in lines}
     rows = [[name, line["moved"] + _same(line), line["reference"] or ""] for name, line in seen.items()]
-    parts = ["# Ablation", _markdown(("variant", "what is moved", "against"), rows, left=True)]
+    parts = ["# Ablation", text.markdown_table(("variant", "what is moved", "against"), rows, left=3, escaped=False)]
     tasks = list(dict.fromkeys(line["task"] for line in lines))
     for task in tasks:
         mine = [line for line in lines if line["task"] == task]
-        parts += [f"## {text.markdown(task)}", _markdown(HEADS, map(_cells, mine))]
+        parts += [f"## {text.markdown(task)}", text.markdown_table(HEADS, map(_cells, mine), escaped=False)]
     if len(tasks) > 1:
-        parts += ["## Over data sets", _markdown(("variant", *HEADS_OVER), map(_over_cells, over_tasks(lines)))]
+        parts += [
+            "## Over data sets",
+            text.markdown_table(("variant", *HEADS_OVER), map(_over_cells, over_tasks(lines)), escaped=False),
+        ]
     if said := notes(lines):
         parts.append("\n".join(f"- {text.markdown(note)}" for note in said))
     return "\n\n".join([*parts, CAPTION]) + "\n"
-
-
-def _markdown(heads: Sequence[str], rows: Any, left: bool = False) -> str:
-    rule = ["---", *["---" if left else "---:"] * (len(heads) - 1)]
-    table = [list(heads), rule, *([text.markdown(cell) for cell in row] for row in rows)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in table)
 
 
 def latex_table(lines: Sequence[Line]) -> str:

@@ -17,8 +17,8 @@ from qgmil.benchmark.collect import Task
 from qgmil.benchmark.notes import grid_text
 from qgmil.benchmark.rank_diagram import critical_difference_figure
 from qgmil.benchmark.summary import BenchmarkSummary, Line
-from qgmil.benchmark.text import shorten_all
 from qgmil.evaluation.style import FAINT, GRID, INK, PALETTE, new_figure, plain, save_figure
+from qgmil.evaluation.text import shorten_all
 
 __all__ = [
     "calibration_figure",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qgmil.benchmark import text
 from qgmil.benchmark.notes import grid_text
 from qgmil.benchmark.summary import BenchmarkSummary, Line
+from qgmil.evaluation import text
 
 WIDE = 6  # more data sets, or a longer name, turn the heads and fit the table to the page
 LONG = 12

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qgmil.benchmark import text
 from qgmil.benchmark.notes import (
     baseline_note,
     friedman_text,
@@ -14,6 +13,7 @@ from qgmil.benchmark.notes import (
     task_notes,
 )
 from qgmil.benchmark.summary import BenchmarkSummary, Line
+from qgmil.evaluation import text
 
 FIGURES = {
     "critical_difference.png": "Average ranks; models joined by a bar do not differ by the Nemenyi test",
@@ -67,12 +67,6 @@ def overall_caption_text(summary: BenchmarkSummary) -> str:
     return "\n\n".join(text.markdown(note) for note in notes)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table: the first column at the left, figures at the right."""
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
-
-
 def _bold(cell: str, on: bool) -> str:
     return f"**{cell}**" if on else cell
 
@@ -101,7 +95,7 @@ def _task(lines: list[Line]) -> str:
             text.duration(line["seconds"]),
             text.number(line["peak_mb"], 0),
         ])  # fmt: skip
-    return table(COLUMNS, rows)
+    return text.markdown_table(COLUMNS, rows)
 
 
 def _difference(line: Line) -> str:
@@ -118,7 +112,7 @@ def _matrix(summary: BenchmarkSummary) -> str:
         [text.markdown(s.model), *(_score(found.get((t.name, s.model)), summary.lines[t.name]) for t in tasks)]
         for s in summary.overall.standings
     ]
-    return table(("model", *(text.markdown(task.name) for task in tasks)), rows)
+    return text.markdown_table(("model", *(text.markdown(task.name) for task in tasks)), rows)
 
 
 def _score(line: Line | None, lines: list[Line]) -> str:
@@ -143,4 +137,4 @@ def _overall(summary: BenchmarkSummary) -> str:
             tested = [*map(text.markdown, (*values, text.p_value(s.p_holm))), str(s.wilcoxon.n)]
         ranked = text.number(s.average_rank, 2) if s.ranked else "not ranked"
         rows.append([name, ranked, "–" if s.wins is None else str(s.wins), text.number(s.macro_f1), *tested])
-    return table(head, rows)
+    return text.markdown_table(head, rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from qgmil.benchmark.collect import Task
 from qgmil.benchmark.overall import Overall
 from qgmil.benchmark.summary import BenchmarkSummary, Line
-from qgmil.benchmark.text import number, one_line, p_value, shorten
+from qgmil.evaluation.text import number, one_line, p_value, shorten
 
 LISTED = 8  # of what is missing; the CSV names all
 

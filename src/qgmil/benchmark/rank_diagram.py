@@ -6,9 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qgmil.benchmark.overall import Overall
-from qgmil.benchmark.text import p_value, shorten_all
 from qgmil.evaluation.comparison import rank_groups
 from qgmil.evaluation.style import FAINT, INK, PALETTE, new_figure, plain
+from qgmil.evaluation.text import p_value, shorten_all
 
 NAME = 34  # characters of a model's name
 STEP = 0.32  # inches between two names, which share no line

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ import polars as pl
 
 from qgmil.benchmark.cells import GRID
 from qgmil.errors import ReadError
-from qgmil.files import atomic_path
+from qgmil.files import append_json_line, atomic_path, read_json_lines
 
 PARQUET, CSV, JOURNAL = "results.parquet", "results.csv", "results.journal.jsonl"
 REPLACED = "replaced.parquet"
@@ -85,16 +83,8 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _read_journal(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:  # the line that a kill cut short: its cell has a run folder
-            continue
-        rows.append({name: row.get(name) for name in COLUMNS})
-    return rows
+    """Its rows; one that a kill cut short is not among them, but its cell has a run folder."""
+    return [{name: row.get(name) for name in COLUMNS} for row in read_json_lines(path)]
 
 
 class Results:
@@ -111,10 +101,7 @@ class Results:
     def add(self, row: Mapping[str, Any]) -> None:
         """Keep a row, in place of an earlier one of the same cell."""
         whole = {name: row.get(name) for name in COLUMNS}
-        with (self.folder / JOURNAL).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(whole, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_json_line(self.folder / JOURNAL, whole)
         self.rows[key_of(whole)] = whole
         if time.monotonic() - self._written > FLUSH_SECONDS:
             self.flush()

@@ -20,7 +20,7 @@ from qgmil.benchmark.notes import (
     task_notes,
 )
 from qgmil.benchmark.summary import BenchmarkSummary, Line, summarise_benchmark
-from qgmil.benchmark.text import UNDEFINED, duration, interval, number, one_line, p_value, rank, spread
+from qgmil.evaluation.text import UNDEFINED, duration, interval, number, one_line, p_value, rank, spread
 from qgmil.files import write_csv, write_text
 
 FOLDER = "tables"

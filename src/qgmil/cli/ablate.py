@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from qgmil.cli.options import Positive, given
+from qgmil.cli.options import Positive, flat, given
 from qgmil.errors import ConfigError
 from qgmil.training.config import DataConfig, FitConfig
 
@@ -24,10 +24,6 @@ Killed or interrupted, the same command goes on: what is finished is not compute
     help_format="plaintext",
     default_parameter=Parameter(consume_multiple=True),
 )
-
-
-def _flat(group: str) -> Parameter:
-    return Parameter(name="*", group=group)
 
 
 @app.default
@@ -52,8 +48,8 @@ def ablate(
     redo_changed: Annotated[bool, Parameter(negative=())] = False,
     dry_run: Annotated[bool, Parameter(negative=())] = False,
     quiet: Annotated[bool, Parameter(alias="-q", negative=())] = False,
-    data: Annotated[DataConfig | None, _flat("Bags")] = None,
-    fit: Annotated[FitConfig | None, _flat("Training")] = None,
+    data: Annotated[DataConfig | None, flat("Bags")] = None,
+    fit: Annotated[FitConfig | None, flat("Training")] = None,
 ) -> None:
     """Move one component of QG-MIL at a time, on the same folds and seeds, and say what each does.
 

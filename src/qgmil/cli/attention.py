@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from qgmil.cli.options import Device, Positive, given
+from qgmil.cli.options import Asking, Positive, flat, given
 from qgmil.errors import ConfigError
 from qgmil.training.config import BagsConfig
 
@@ -34,18 +34,15 @@ def attention(
     output: Annotated[Path, Parameter(alias="-o")],
     scores: Annotated[tuple[Path, ...], Parameter(negative=(), consume_multiple=True)] = (),
     normalise: Literal["none", "sum", "softmax"] = "none",
-    score: str = "attention",
     faithfulness: bool = True,
     stability: bool = True,
     layers: bool = True,
     repeats: Positive = 5,
     positive: Annotated[tuple[int, ...], Parameter(negative=(), consume_multiple=True)] = (),
     seed: int = 0,
-    include_seen: Annotated[bool, Parameter(negative=())] = False,
-    new_cohort: Annotated[bool, Parameter(negative=())] = False,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
-    device: Device = None,
-    data: Annotated[BagsConfig | None, Parameter(name="*", group="Bags")] = None,
+    asking: Annotated[Asking | None, flat("Models")] = None,
+    data: Annotated[BagsConfig | None, flat("Bags")] = None,
 ) -> None:
     """Measure where runs look: concentration, faithfulness, stability, agreement with instance truth.
 
@@ -59,8 +56,6 @@ def attention(
         Attention from elsewhere, of the same instances: npz, npy, h5 or CSV files, or their folder.
     normalise
         What --scores are: none: weights that sum to 1 a bag; sum: weights on another scale; softmax: logits.
-    score
-        attention, rollout, gradient, or class:NAME for aggregators with an attention a class.
     faithfulness
         Remove or keep the most attended instances and predict again, against random order.
     stability
@@ -73,14 +68,8 @@ def attention(
         Instance labels that are sought, for agreement with instance truth. Default: all above 0.
     seed
         Of the random orders and the bootstrap.
-    include_seen
-        Also ask models that were trained on the bag.
-    new_cohort
-        Bags and patients named as in training are others.
     overwrite
         Replace a measurement with other settings in the output folder.
-    device
-        Where to run. Default: as the run was configured.
     """
     from qgmil.analysis.measure import Plan
     from qgmil.analysis.output import write_measurement
@@ -89,13 +78,13 @@ def attention(
     from qgmil.analysis.tables import CAPTION, comparison_table, summary_tables
     from qgmil.cli.output import Counter, console, say
 
-    plan = Plan(score, faithfulness, stability, layers, repeats or 5, tuple(positive) or None, seed)
-    options: dict[str, Any] = {"include_seen": include_seen, "new_cohort": new_cohort, "device": device}
+    asked = asking or Asking()
+    plan = Plan(asked.score, faithfulness, stability, layers, repeats or 5, tuple(positive) or None, seed)
+    options = asked.model_dump(exclude={"score"})
     sources, manifests = _sources(paths, scores, normalise, options, given(data))
-    with Journal(output, fingerprint(sources, manifests, plan), overwrite=overwrite) as journal:
-        total = sum(len(source.bag_ids) for source in sources)
-        with Counter("bags", total) as count:
-            records = measure_all(sources, journal, plan, on_bag=count)
+    journal = Journal(output, fingerprint(sources, manifests, plan), overwrite=overwrite)
+    with Counter("bags", sum(len(source.bag_ids) for source in sources)) as count:
+        records = measure_all(sources, journal, plan, on_bag=count)
     summary, compared, verdicts = write_measurement(output, by_source(records), seed=seed)
     for table in summary_tables(summary, wide=console.width >= 110):
         console.print(table)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from qgmil.cli.options import Device, Positive, given
+from qgmil.cli.options import Asking, Placing, Positive, check_new, flat, given
 from qgmil.training.config import BagsConfig
 
 app = App(
@@ -32,18 +32,13 @@ def gallery(
     output: Annotated[Path, Parameter(alias="-o")],
     bags: Path | None = None,
     table: Path | None = None,
-    score: str = "attention",
     top: Positive = 24,
     bottom: int = 8,
     positive: Annotated[tuple[int, ...], Parameter(negative=(), consume_multiple=True)] = (),
-    tile_size: float | None = None,
-    coord_unit: Literal["px", "um", "grid"] | None = None,
-    mpp: float | None = None,
-    include_seen: Annotated[bool, Parameter(negative=())] = False,
-    new_cohort: Annotated[bool, Parameter(negative=())] = False,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
-    device: Device = None,
-    data: Annotated[BagsConfig | None, Parameter(name="*", group="Bags")] = None,
+    asking: Annotated[Asking | None, flat("Models")] = None,
+    placing: Annotated[Placing | None, flat("Tiles")] = None,
+    data: Annotated[BagsConfig | None, flat("Bags")] = None,
 ) -> None:
     """Show the cells or tiles of a bag in order of attention, with the mass that each holds.
 
@@ -61,49 +56,32 @@ def gallery(
         Another table of bags.
     table
         Also write the instances that are shown as CSV.
-    score
-        attention, rollout, gradient, or class:NAME.
     top
         How many of the most attended.
     bottom
         How many of the least attended.
     positive
         Instance labels that get a frame. Default: all above 0.
-    tile_size
-        Edge of a tile in the unit of the coordinates, where the file does not know it. Of a grid: level-0 pixels from
-        one column to the next.
-    coord_unit
-        Unit of the coordinates, where the file does not know it.
-    mpp
-        Microns per level-0 pixel, for coordinates in microns where neither file nor slide knows it.
-    include_seen
-        Also ask models that were trained on the bag.
-    new_cohort
-        Bags and patients named as in training are others.
     overwrite
         Replace files that are there.
-    device
-        Where to run. Default: as the run was configured.
     """
     from qgmil.attention.gallery import gallery_figure, gallery_items
     from qgmil.attention.images import is_slide, open_images
     from qgmil.attention.overlay import place_tiles
     from qgmil.attention.slides import open_slide
     from qgmil.cli.output import say
-    from qgmil.cli.pictures import check_new, explained, headline
+    from qgmil.cli.pictures import explained
     from qgmil.evaluation.style import save_figure
     from qgmil.files import write_csv
 
     check_new(output, table, overwrite=overwrite)
-    options = {"include_seen": include_seen, "new_cohort": new_cohort, "device": device}
-    said = explained(run, bag, bags, score, options, given(data))
+    said = explained(run, bag, bags, asking, given(data))
     placed = said.bag
     if placed.coords is not None and is_slide(images):
-        known = mpp if mpp is not None else open_slide(images).mpp
-        placed = place_tiles(placed, tile_size=tile_size, coord_unit=coord_unit, mpp=known)
+        placed = place_tiles(placed, **{"mpp": open_slide(images).mpp, **given(placing)})
     items = gallery_items(placed, said.scores, open_images(images, placed), top=top or 24, bottom=bottom)
     broken = [item for item in items if item.problem is not None]
-    figure = gallery_figure(items, said.scores, title=headline(said), positives=tuple(positive) or None)
+    figure = gallery_figure(items, said.scores, title=said.headline, positives=tuple(positive) or None)
     save_figure(figure, output)
     if table is not None:
         table.parent.mkdir(parents=True, exist_ok=True)
@@ -113,4 +91,4 @@ def gallery(
     if len(broken) > 5:
         say(f"and {len(broken) - 5} more without a picture")
     missing = f", {len(broken)} without a picture" if broken else ""
-    say(f"{headline(said)}; {len(items)} of {len(placed)} instances{missing}: {output}")
+    say(f"{said.headline}; {len(items)} of {len(placed)} instances{missing}: {output}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from qgmil.cli.options import Device, given
+from qgmil.cli.options import Asking, Placing, check_new, flat, given
 from qgmil.errors import ConfigError
 from qgmil.training.config import BagsConfig
 
@@ -34,20 +34,15 @@ def overlay(
     slide: Path | None = None,
     geojson: Path | None = None,
     percentile: float = 90.0,
-    score: str = "attention",
     colours: str = "viridis",
     value_range: Annotated[str, Parameter(name="--range", allow_leading_hyphen=True)] = "percentile",
     opacity: float | None = None,
     smooth: Annotated[bool, Parameter(negative=())] = False,
     size: int = 2000,
-    tile_size: float | None = None,
-    coord_unit: Literal["px", "um", "grid"] | None = None,
-    mpp: float | None = None,
-    include_seen: Annotated[bool, Parameter(negative=())] = False,
-    new_cohort: Annotated[bool, Parameter(negative=())] = False,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
-    device: Device = None,
-    data: Annotated[BagsConfig | None, Parameter(name="*", group="Bags")] = None,
+    asking: Annotated[Asking | None, flat("Models")] = None,
+    placing: Annotated[Placing | None, flat("Tiles")] = None,
+    data: Annotated[BagsConfig | None, flat("Bags")] = None,
 ) -> None:
     """Draw the attention of a bag on its slide, or export it to QuPath.
 
@@ -67,8 +62,6 @@ def overlay(
         Also (or only) write tiles and high regions for QuPath.
     percentile
         Tiles from this percentile on are joined to regions in the GeoJSON.
-    score
-        attention, rollout, gradient, or class:NAME.
     colours
         Colour map of matplotlib.
     value_range
@@ -79,43 +72,28 @@ def overlay(
         Interpolate between tiles. What is seen is then no longer what was computed.
     size
         Longer edge of the picture in pixels.
-    tile_size
-        Edge of a tile in the unit of the coordinates, where the file does not know it. Of a grid: level-0 pixels from
-        one column to the next.
-    coord_unit
-        Unit of the coordinates, where the file does not know it.
-    mpp
-        Microns per level-0 pixel, where neither file nor slide knows it.
-    include_seen
-        Also ask models that were trained on the bag.
-    new_cohort
-        Bags and patients named as in training are others.
     overwrite
         Replace files that are there.
-    device
-        Where to run. Default: as the run was configured.
     """
     from qgmil.attention.geojson import write_geojson
     from qgmil.attention.overlay import make_overlay, place_tiles
     from qgmil.attention.overlay_picture import save_overlay
     from qgmil.attention.slides import open_slide
     from qgmil.cli.output import say
-    from qgmil.cli.pictures import check_new, explained, headline
+    from qgmil.cli.pictures import explained
 
     if output is None and geojson is None:
         raise ConfigError("name what to write: -o PICTURE.png, --geojson FILE.geojson, or both")
     limits = _range(value_range)
     check_new(output, geojson, overwrite=overwrite)
-    options = {"include_seen": include_seen, "new_cohort": new_cohort, "device": device}
     drawn_on = open_slide(slide) if slide is not None else None
-    said = explained(run, bag, bags, score, options, given(data))
-    known = mpp if mpp is not None or drawn_on is None else drawn_on.mpp
-    placed = place_tiles(said.bag, tile_size=tile_size, coord_unit=coord_unit, mpp=known)
+    said = explained(run, bag, bags, asking, given(data))
+    placed = place_tiles(said.bag, **{"mpp": None if drawn_on is None else drawn_on.mpp, **given(placing)})
     made = make_overlay(placed, said.scores, drawn_on, size=size, colours=colours, value_range=limits, smooth=smooth)
     if output is not None:
         shown = opacity if opacity is not None else 1.0 if drawn_on is None else 0.5
-        save_overlay(made, output, opacity=shown, title=headline(said))
-        say(f"{headline(said)}; {said.scores.name} of {len(said.members)} models: {output}")
+        save_overlay(made, output, opacity=shown, title=said.headline)
+        say(f"{said.headline}; {said.scores.name} of {len(said.members)} models: {output}")
     if geojson is not None:
         count = write_geojson(made, geojson, bag_id=said.bag.bag_id, percentile=percentile)
         say(f"{count - len(placed)} regions and {len(placed)} tiles for QuPath: {geojson}")

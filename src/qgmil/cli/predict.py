@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from qgmil.cli.options import Device, Positive, given
+from qgmil.cli.options import Device, Positive, check_new, given
 from qgmil.training.config import DataConfig
 
 
@@ -42,20 +42,13 @@ def predict(
     overwrite
         Replace the output file if it exists.
     """
-    from qgmil.bags.dataset import open_bags
     from qgmil.cli.output import Counter, say
-    from qgmil.errors import RunError
     from qgmil.files import write_csv
-    from qgmil.training.members import load_run, predict_run
+    from qgmil.training.members import load_run, open_asked, predict_run
 
-    if output.is_dir():
-        raise RunError(f"{output} is a folder: give the name of a CSV file")
-    if output.exists() and not overwrite:
-        raise RunError(f"{output} exists already: choose another name, or --overwrite")
+    check_new(output, overwrite=overwrite)
     loaded = load_run(run)
-    used = loaded.config.model_copy(update=given(data))
-    skip = tuple(kind for kind in used.skip if kind != "unlabelled")
-    found = open_bags(bags[0] if len(bags) == 1 else bags, **used.opening(), skip=skip, labels=False)
+    found = open_asked(loaded, bags[0] if len(bags) == 1 else bags, **given(data))
     settings = {k: v for k, v in (("device", device), ("batch_size", batch_size)) if v is not None}
     with Counter("bags", len(found) * len(loaded.members)) as count:
         rows = predict_run(loaded, found, new_cohort=new_cohort, on_bags=count, **settings)

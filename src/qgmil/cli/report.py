@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from qgmil.cli.options import Device, given
-from qgmil.errors import BagError, QGMILError, RunError
+from qgmil.cli.options import Device, Placing, check_new, flat, given
+from qgmil.errors import BagError, QGMILError
 from qgmil.training.config import BagsConfig
 
 app = App(
@@ -36,12 +36,10 @@ def report(
     show: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True)] = (),
     compare: Annotated[tuple[Path, ...], Parameter(negative=(), consume_multiple=True)] = (),
     faithful: int = 50,
-    tile_size: float | None = None,
-    coord_unit: Literal["px", "um", "grid"] | None = None,
-    mpp: float | None = None,
     device: Device = None,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
-    data: Annotated[BagsConfig | None, Parameter(name="*", group="Bags")] = None,
+    placing: Annotated[Placing | None, flat("Tiles")] = None,
+    data: Annotated[BagsConfig | None, flat("Bags")] = None,
 ) -> None:
     """Write one self-contained page of a run: metrics, calibration, attention, maps to zoom into.
 
@@ -64,12 +62,6 @@ def report(
         stand beside this one's.
     faithful
         Bags on which faithfulness is measured; 0: none.
-    tile_size
-        Edge of a tile in the unit of the coordinates, where the files do not know it.
-    coord_unit
-        Unit of the coordinates, where the files do not know it.
-    mpp
-        Microns per level-0 pixel, where neither files nor slides know it.
     device
         Where to run. Default: as the run was configured.
     overwrite
@@ -79,13 +71,9 @@ def report(
     from qgmil.report.data import load_result
     from qgmil.report.page import write_report
 
-    if output is not None and output.is_dir():
-        raise RunError(f"{output} is a folder: give the name of an HTML file")
-    if output is not None and output.exists() and not overwrite:
-        raise RunError(f"{output} exists already: choose another name, or --overwrite")
+    check_new(output, overwrite=overwrite)
     result = load_result(run)
-    placing = {"tile_size": tile_size, "coord_unit": coord_unit, "mpp": mpp}
-    pictures = {"images": images, "slides": slides, "placing": placing, "faithful": faithful}
+    pictures = {"images": images, "slides": slides, "placing": given(placing), "faithful": faithful}
     looks = _looks(run, result, bags, show, device, pictures, given(data))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ from qgmil.errors import QGMILError
 from qgmil.report.data import RunResult
 from qgmil.training.explain import BagExplanation, explain_bag
 
-#: Longer edge of a map on the page in pixels, and of the pictures of instances.
-MAP_SIZE, PICTURE_SIZE = 1400, 96
+#: Longer edge of a map on the page in pixels.
+MAP_SIZE = 1400
 SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".png", ".jpg", ".jpeg")
 
 
@@ -104,7 +104,7 @@ def look(
         "alt": "Probability of the predicted class as the most attended instances are removed, or alone kept, "
         "against random order.",
     }
-    return Looks(made.bags, made.data, faithfulness, made.left_out)
+    return replace(made, faithfulness=faithfulness)
 
 
 def bag_entry(
@@ -117,10 +117,9 @@ def bag_entry(
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """What the template shows of one bag, and what its viewer reads."""
     bag, scores = said.bag, said.scores
-    truth = "" if said.label is None else f", labelled {said.label}"
     entry: dict[str, Any] = {
         "name": bag.bag_id,
-        "title": f"{bag.bag_id}: predicted {said.classes[said.predicted]} ({said.probabilities.max():.2f}){truth}",
+        "title": said.headline,
         "why": why,
         "instances": len(bag),
         "top": f"{100 * concentration(scores.values, bag.bag_id)['top_10pct']:.0f} %",
@@ -130,10 +129,9 @@ def bag_entry(
     if bag.coords is not None:
         try:
             slide = _slide_of(slides, bag.bag_id)
-            known = placing.get("mpp") or (slide.mpp if slide is not None else None)
-            placed = place_tiles(bag, **{**placing, "mpp": known})
+            placed = place_tiles(bag, **{"mpp": None if slide is None else slide.mpp, **placing})
             overlay = make_overlay(placed, scores, slide, size=MAP_SIZE)
-            entry["viewer"], data = viewer_entry(overlay)
+            entry["viewer"], data = viewer_entry(overlay, opacity=1.0 if slide is None else 0.5)
         except QGMILError as error:
             left_out.append(f"The map of {bag.bag_id}: {error}")
     try:
@@ -147,13 +145,14 @@ def bag_entry(
     return entry, data
 
 
-def viewer_entry(overlay: Overlay) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The parts of a map for the template, and those for the viewer."""
+def viewer_entry(overlay: Overlay, *, opacity: float = 0.5) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parts of a map for the template, and those for the viewer; the map begins with this opacity."""
     rank, _ = ranks(overlay.scores.values)
     ramp = (colormaps[overlay.colours](np.linspace(0, 1, 256))[None, :, :3] * 255).round().astype(np.uint8)
     entry = {
-        "still": _url(overlay.blended(0.5), "JPEG"),
+        "still": _url(overlay.blended(opacity), "JPEG"),
         "bar": _url(Image.fromarray(ramp).resize((256, 8)), "PNG"),
+        "opacity": round(100 * opacity),
         "low": f"{overlay.low:.3g}",
         "high": f"{overlay.high:.3g}",
         "legend": f"{overlay.scores.description}; {overlay.range_name}",
@@ -164,6 +163,7 @@ def viewer_entry(overlay: Overlay) -> tuple[dict[str, Any], dict[str, Any]]:
         "origin": list(overlay.origin),
         "scale": overlay.scale,
         "edge": overlay.tile_size,
+        "opacity": opacity,
         "name": overlay.scores.name,
         "x": _floats(overlay.tiles[:, 0]),
         "y": _floats(overlay.tiles[:, 1]),
@@ -211,8 +211,3 @@ def _url(image: Image.Image, kind: str) -> str:
 
 def _floats(values: NDArray[Any] | Sequence[float]) -> str:
     return base64.b64encode(np.asarray(values, dtype="<f4").tobytes()).decode("ascii")
-
-
-def nothing(reasons: Iterator[str] | Sequence[str]) -> Looks:
-    """A page without bags, which says why."""
-    return Looks(left_out=list(reasons))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,13 @@ class BagExplanation:
         """Whether the prediction is the label; None without one that the run knows."""
         return None if self.label not in self.classes else self.classes[self.predicted] == self.label
 
+    @property
+    def headline(self) -> str:
+        """The bag, what is predicted and what is true, on one line."""
+        truth = "" if self.label is None else f", labelled {self.label}"
+        said = f"{self.classes[self.predicted]} ({self.probabilities.max():.2f})"
+        return f"{self.bag.bag_id}: predicted {said}{truth}"
+
 
 def members_for(
     run: Run, bags: BagDataset, *, include_seen: bool = False, new_cohort: bool = False
@@ -98,23 +105,6 @@ def explain_bag(
             "--new-cohort if it is another bag of the same name"
         )
     return _explain(run, one[0], one.groups[0], members, score, target, choose_device(device or run.config.device))
-
-
-def explain_bags(
-    run: Run,
-    bags: BagDataset,
-    *,
-    score: str = "attention",
-    include_seen: bool = False,
-    new_cohort: bool = False,
-    device: str | None = None,
-) -> Iterator[BagExplanation]:
-    """`explain_bag` of every bag that some member has not seen, one after the other; each is read once."""
-    where = choose_device(device or run.config.device)
-    asked = members_for(run, bags, include_seen=include_seen, new_cohort=new_cohort)
-    for number, members in enumerate(asked):
-        if members:
-            yield _explain(run, bags[number], bags.groups[number], members, score, None, where)
 
 
 def _explain(

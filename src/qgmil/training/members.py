@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from qgmil.bags.dataset import BagDataset
+from qgmil.bags.dataset import BagDataset, open_bags
+from qgmil.bags.source import PathLikes
 from qgmil.errors import BagError, RunError
 from qgmil.evaluation.bootstrap import bootstrap_interval
 from qgmil.evaluation.metrics import evaluate
@@ -83,6 +84,13 @@ def load_run(folder: str | Path) -> Run:
     if len(set(classes)) > 1 or not classes[0]:
         raise RunError(f"{folder}: its models do not agree on the classes ({classes})")
     return Run(config, classes[0], tuple(members), unfinished, interrupted)
+
+
+def open_asked(run: Run, table: PathLikes, **reading: Any) -> BagDataset:
+    """The bags that a run is asked about, read as it read its own unless `reading` says otherwise; labels may lack."""
+    used = run.config.model_copy(update=reading)
+    skip = tuple(kind for kind in used.skip if kind != "unlabelled")
+    return open_bags(table, **used.opening(), skip=skip, labels=False)
 
 
 def _seen(path: Path) -> tuple[frozenset[str], frozenset[str]]:

@@ -21,7 +21,7 @@
     window.qgmilViewers.push(viewer);
     viewer.addHandler("open", () => {
       viewer.addTiledImage({
-        tileSource: image(bag.heat), opacity: 0.5,
+        tileSource: image(bag.heat), opacity: bag.opacity,
         success: ({ item }) => {
           viewer.drawer.setImageSmoothingEnabled(false);
           viewer.heat = item;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 UNDEFINED = "undefined"
 LATEX = {
@@ -93,6 +93,16 @@ def shorten_all(names: Sequence[str], most: int) -> list[str]:
 def markdown(name: str) -> str:
     """A name in a Markdown table or line: no cell, emphasis, code, link or tag begins in it."""
     return re.sub(r"([\\`*_{}\[\]<>|#~$!])", r"\\\1", one_line(name)).replace("&", "&amp;")
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1, escaped: bool = True) -> str:
+    """A Markdown table: the first `left` columns at the left, figures at the right.
+
+    `escaped` says that the cells of the rows are Markdown already; else they are made so (`markdown`).
+    """
+    rule = [*["---"] * left, *["---:"] * (len(head) - left)]
+    body = rows if escaped else ([markdown(cell) for cell in row] for row in rows)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *body))
 
 
 def latex(name: str) -> str:
