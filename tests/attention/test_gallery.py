@@ -13,10 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from qgmil.attention.gallery import gallery_figure, gallery_items
-from qgmil.attention.images import open_images
 from qgmil.attention.scores import InstanceScores
 from qgmil.bags.bag import Bag
 from qgmil.errors import BagError, ConfigError, ReadError
+from qgmil.images.instances import open_images
 
 IDS = ("c0", "c1", "c2", "c3", "c4")
 VALUES = (0.1, 0.4, 0.2, 0.05, 0.25)
@@ -150,7 +150,7 @@ def test_a_tar_that_unpacks_without_end_is_left(tmp_path: Path, monkeypatch: pyt
     files = folder(tmp_path / "cells")
     with (files / "zeros.bin").open("wb") as file:
         file.truncate(3_000_000)
-    monkeypatch.setattr("qgmil.attention.images.MAX_UNPACKED", 2_000_000)
+    monkeypatch.setattr("qgmil.images.instances.MAX_UNPACKED", 2_000_000)
     with pytest.raises(ReadError, match=r"c\.tgz: unpacks to more than 2,000,000 bytes"):
         open_images(packed(tmp_path / "c.tgz", files), bag())
     open_images(packed(tmp_path / "c.tar", files), bag())  # nothing has to be unpacked to look into this one

@@ -17,9 +17,9 @@ from PIL import Image
 from qgmil.attention.overlay import choose_range, make_overlay, place_tiles
 from qgmil.attention.overlay_picture import overlay_figure, save_overlay, scale_bar
 from qgmil.attention.scores import InstanceScores
-from qgmil.attention.slides import OpenSlideImage, PlainImage, flat, open_slide
 from qgmil.bags.bag import Bag
 from qgmil.errors import BagError, ConfigError, ReadError
+from qgmil.images.slides import OpenSlideImage, PlainImage, flat, open_slide
 
 
 def bag(coords: object = ((0, 0), (10, 0), (0, 10)), **facts: object) -> Bag:
@@ -337,9 +337,9 @@ class HugeSlide:
 
 
 def test_a_slide_without_small_levels_is_read_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qgmil.attention.slides.STRIP_PIXELS", 300_000)
+    monkeypatch.setattr("qgmil.images.slides.STRIP_PIXELS", 300_000)
     huge = HugeSlide()
-    slide = OpenSlideImage(Path("huge.svs"), huge)
+    slide = OpenSlideImage(Path("huge.svs"), huge, huge.properties["openslide.mpp-x"])
     assert slide.mpp == 0.25
     picture = slide.region(0, 0, 100_000, 100_000, (500, 500))
     assert {level for level, _ in huge.read} == {1}

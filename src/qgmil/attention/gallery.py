@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 
-from qgmil.attention.images import Images
 from qgmil.attention.scores import InstanceScores
 from qgmil.bags.bag import Bag
 from qgmil.errors import BagError, ReadError
 from qgmil.evaluation.checks import check_count
 from qgmil.evaluation.style import FAINT, INK, PALETTE, new_figure, plain, wrapped
+from qgmil.images.instances import Images
 
 COLUMNS = 8
 #: Inches: from one picture to the next, between two, and the line above each.

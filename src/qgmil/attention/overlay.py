@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from qgmil.attention.scores import InstanceScores
-from qgmil.attention.slides import Slide, check_inside
 from qgmil.bags.bag import Bag
 from qgmil.errors import BagError, ConfigError
+from qgmil.images.slides import Slide, check_inside
 
 #: Largest edge of a picture.
 MAX_SIZE = 10_000

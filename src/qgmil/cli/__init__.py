@@ -25,6 +25,8 @@ app = App(
     suppress_keyboard_interrupt=False,  # main says how to go on
 )
 for _verb, _help in {
+    "extract": "Make bags of features from slides or images of cells; resumable.",
+    "encoders": "The encoders that qgmil extract knows: input, width, licence, and whether they load here.",
     "manifest": "Write the table of bags for a folder of feature files and a table of labels.",
     "check": "Read every bag once; say what is there and everything that is wrong.",
     "pack": "Pack the bags of a manifest into one memory-mapped store.",
@@ -46,7 +48,19 @@ for _verb, _help in {
 }.items():
     _entry = (
         "app"
-        if _verb in ("train", "evaluate", "benchmark", "ablate", "verify", "attention", "overlay", "gallery", "report")
+        if _verb
+        in (
+            "train",
+            "evaluate",
+            "benchmark",
+            "ablate",
+            "verify",
+            "attention",
+            "overlay",
+            "gallery",
+            "report",
+            "extract",
+        )
         else _verb
     )
     app.command(f"qgmil.cli.{_verb}:{_entry}", name=_verb, help=_help)

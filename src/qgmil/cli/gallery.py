@@ -66,13 +66,13 @@ def gallery(
         Replace files that are there.
     """
     from qgmil.attention.gallery import gallery_figure, gallery_items
-    from qgmil.attention.images import is_slide, open_images
     from qgmil.attention.overlay import place_tiles
-    from qgmil.attention.slides import open_slide
     from qgmil.cli.output import say
     from qgmil.cli.pictures import explained
     from qgmil.evaluation.style import save_figure
     from qgmil.files import write_csv
+    from qgmil.images.instances import is_slide, open_images
+    from qgmil.images.slides import open_slide
 
     check_new(output, table, overwrite=overwrite)
     said = explained(run, bag, bags, asking, given(data))

@@ -115,6 +115,29 @@ class Counter:
         self.bars.update(self.task, completed=done)
 
 
+class BagProgress:
+    """A bar of bags on a terminal with the time left; one line a bag elsewhere."""
+
+    def __init__(self, total: int, quiet: bool = False) -> None:
+        self.total, self.quiet, self.live = total, quiet, messages.is_terminal
+        columns = (TextColumn("bags"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        note = TextColumn("{task.fields[note]}", markup=False)
+        self.bars = Progress(*columns, note, console=messages, transient=True, disable=quiet or not self.live)
+        self.task = self.bars.add_task("bags", total=total, note="")
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.bars.stop()
+
+    def __call__(self, done: int, text: str) -> None:
+        self.bars.update(self.task, completed=done, note=text)
+        if not (self.quiet or self.live):
+            say(f"[{done}/{self.total}] {text}")
+
+
 def finish_run(folder: Path, *, quiet: bool = False) -> None:
     """Write the run's page and figures, and print its table."""
     from qgmil.report.page import write_report  # late: matplotlib takes a second, which other verbs need not wait for

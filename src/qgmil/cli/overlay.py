@@ -78,9 +78,9 @@ def overlay(
     from qgmil.attention.geojson import write_geojson
     from qgmil.attention.overlay import make_overlay, place_tiles
     from qgmil.attention.overlay_picture import save_overlay
-    from qgmil.attention.slides import open_slide
     from qgmil.cli.output import say
     from qgmil.cli.pictures import explained
+    from qgmil.images.slides import open_slide
 
     if output is None and geojson is None:
         raise ConfigError("name what to write: -o PICTURE.png, --geojson FILE.geojson, or both")

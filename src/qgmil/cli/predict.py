@@ -7,7 +7,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from qgmil.cli.options import Device, Positive, check_new, given
+from qgmil.cli.extract import Cells, Encoding, Tiling
+from qgmil.cli.options import Device, Positive, check_new, flat, given
+from qgmil.cli.predict_images import are_images, draw, encode
+from qgmil.errors import ConfigError
 from qgmil.training.config import DataConfig
 
 
@@ -21,16 +24,24 @@ def predict(
     device: Device = None,
     batch_size: Positive = None,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
+    overlays: bool = True,
     data: Annotated[DataConfig | None, Parameter(name="*", group="Bags")] = None,
+    encoding: Annotated[Encoding | None, flat("Slides and cells: encoder")] = None,
+    tiling: Annotated[Tiling | None, flat("Slides")] = None,
+    cells: Annotated[Cells | None, flat("Cells")] = None,
 ) -> None:
     """Predict bags with a run: the mean over its models, probabilities calibrated and not.
+
+    Slides and images of cells are tiled, encoded and predicted in one go, as the run's own features were made
+    (extract.json of the run); of slides the attention is drawn.
 
     Parameters
     ----------
     run
         Run folder made by qgmil train.
     bags
-        A manifest (labels are not needed), a folder of feature files, or feature files.
+        A manifest (labels are not needed), a folder of feature files, or feature files; or slides, a folder of them,
+        or a table with a column slide; with --cells images of cells, as for qgmil extract.
     output
         CSV file to write.
     new_cohort
@@ -41,6 +52,8 @@ def predict(
         Bags at a time. Default: as in training.
     overwrite
         Replace the output file if it exists.
+    overlays
+        Of slides: draw the attention on each, into the folder OUTPUT_overlays.
     """
     from qgmil.cli.output import Counter, say
     from qgmil.files import write_csv
@@ -48,6 +61,11 @@ def predict(
 
     check_new(output, overwrite=overwrite)
     loaded = load_run(run)
+    slides: dict[str, Path] = {}
+    if are_images(bags, cells):
+        if data is not None and data.model_fields_set:
+            raise ConfigError("options of the group Bags say how feature files are read; these are images")
+        bags, slides = encode(run, bags, output, encoding or Encoding(), tiling or Tiling(), cells or Cells())
     found = open_asked(loaded, bags[0] if len(bags) == 1 else bags, **given(data))
     settings = {k: v for k, v in (("device", device), ("batch_size", batch_size)) if v is not None}
     with Counter("bags", len(found) * len(loaded.members)) as count:
@@ -61,3 +79,5 @@ def predict(
     seen = sum(row["seen"] == "yes" for row in rows)
     note = f"; {seen} of them, by name, shaped the run (column seen)" if seen else ""
     say(f"{len(rows)} bags predicted by {len(loaded.members)} models{note}: {output}")
+    if slides and overlays:
+        draw(loaded, found, slides, output, device, overwrite=overwrite)

@@ -21,10 +21,10 @@ from qgmil.analysis.sources import RunSource
 from qgmil.attention.concentration import concentration
 from qgmil.attention.gallery import GalleryItem, gallery_items
 from qgmil.attention.geojson import ranks
-from qgmil.attention.images import open_images
 from qgmil.attention.overlay import Overlay, make_overlay, place_tiles
-from qgmil.attention.slides import Slide, open_slide
 from qgmil.errors import QGMILError
+from qgmil.images.instances import open_images
+from qgmil.images.slides import Slide, open_slide
 from qgmil.report.data import RunResult
 from qgmil.training.explain import BagExplanation, explain_bag
 

@@ -33,6 +33,7 @@ from qgmil.training.runfolder import (
     create_run,
     drop_checkpoints,
     is_finished,
+    keep_settings,
     read_metrics,
     read_predictions,
     read_run,
@@ -91,6 +92,7 @@ def train_run(manifest: str | Path, output: str | Path, config: TrainConfig, pro
     config = config.model_copy(update={"split_file": tuple(p.resolve() for p in config.split_file)})
     bags, cells = _plan(manifest, output, config)
     create_run(output, config, manifest)
+    keep_settings(output, (file for item in bags.items if isinstance(item, BagRecord) for file in item.files))
     if bags.skipped:
         write_csv(output / SKIPPED, [{"bag_id": bag, "reason": reason} for bag, reason in bags.skipped])
     for cell in cells:

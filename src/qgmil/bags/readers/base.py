@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -328,6 +329,12 @@ def listing(names: Iterable[str], limit: int = 20) -> str:
     more = f" and {len(have) - limit} more" if len(have) > limit else ""
     shown = [n if len(n) <= MAX_NAME else f"{n[:MAX_NAME]}..." for n in have[:limit]]
     return (", ".join(repr(n) for n in shown) or "none") + more
+
+
+def natural(name: str) -> tuple[list[str | int], str]:
+    """A key that sorts ``cell_2`` before ``cell_10``."""
+    pieces = re.split(r"([0-9]+)", name)  # texts and numbers in turn, so that only like is compared with like
+    return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], name
 
 
 def positive(path: Path, name: str, value: float | None) -> float | None:

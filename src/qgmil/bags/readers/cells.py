@@ -8,7 +8,6 @@ Images, tables and sub-folders are left alone.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +15,7 @@ from typing import TypeVar
 import torch
 
 from qgmil.bags.readers import h5, npy, npz, pt, safetensors
-from qgmil.bags.readers.base import BagFile, EmptyBagError, check_path, guarded, listing, matrix_shape
+from qgmil.bags.readers.base import BagFile, EmptyBagError, check_path, guarded, listing, matrix_shape, natural
 from qgmil.errors import ReadError
 
 NAME = "cells"
@@ -70,7 +69,7 @@ def files(path: Path) -> list[Path]:
         raise ReadError(
             f"{path / out[0]}: is a link out of the folder; links to files elsewhere are not followed, copy the file"
         )
-    names = sorted((e.name for e in found), key=_natural)
+    names = sorted((e.name for e in found), key=natural)
     if not names:
         raise ReadError(
             f"{path}: is a folder without feature files (endings {', '.join(READERS)}); name a file, or a folder "
@@ -101,11 +100,6 @@ def _stays(link: Path, root: Path) -> bool:
         return link.resolve().is_relative_to(root)
     except (OSError, RuntimeError):  # a circle of links
         return False
-
-
-def _natural(name: str) -> tuple[list[str | int], str]:
-    pieces = re.split(r"([0-9]+)", name)  # texts and numbers in turn, so that only like is compared with like
-    return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], name
 
 
 def _each(file: Path, load: Callable[[Path], T]) -> T:

@@ -66,7 +66,7 @@ def read(path: Path, dataset: str | None = None) -> BagFile:
         if coords is not None:
             bag, patches = replace(bag, coords=coords), far
     unit, size = _own_facts(path, bag)
-    return replace(bag, coord_unit=unit, tile_size=size if patches is None else _tile_size(patches))
+    return replace(bag, coord_unit=unit, tile_size=size if patches is None else tile_size(patches))
 
 
 def shape(path: Path, dataset: str | None = None) -> tuple[int, ...]:
@@ -143,7 +143,7 @@ def _coords(path: Path, sources: tuple[Path | None, ...], rows: int) -> Tensor |
     return None
 
 
-def _tile_size(patches: Path) -> float | None:
+def tile_size(patches: Path) -> float | None:
     """Edge in level-0 pixels: that in pixels of the level, times how far the level is downsampled."""
     with guarded(patches, NAME), open_h5(patches) as file:
         coords = find(patches, file, "coords")

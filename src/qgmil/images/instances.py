@@ -14,10 +14,10 @@ from typing import Protocol
 
 from PIL import Image
 
-from qgmil.attention.slides import check_inside, flat, open_slide
 from qgmil.bags.bag import Bag
 from qgmil.bags.readers.base import guarded
 from qgmil.errors import BagError, ReadError
+from qgmil.images.slides import check_inside, flat, open_slide
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 COMPRESSED = (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile)
@@ -121,7 +121,7 @@ class Folder(_Named):
 
     def _read(self, name: str) -> Image.Image:
         path = self.where / name
-        return _decode(path, path.stat().st_size, lambda: Image.open(path))
+        return decode(path, path.stat().st_size, lambda: Image.open(path))
 
 
 class Tar(_Named):
@@ -129,7 +129,7 @@ class Tar(_Named):
 
     def __init__(self, path: Path, bag: Bag) -> None:
         with guarded(path, "a tar"), tarfile.open(path) as tar:
-            self.members = {m.name: m for m in _members(path, tar)}
+            self.members = {m.name: m for m in image_members(path, tar)}
         super().__init__(path, bag, self.members)
 
     def _read(self, name: str) -> Image.Image:
@@ -141,10 +141,15 @@ class Tar(_Named):
                 assert stream is not None  # members are regular files
                 return Image.open(io.BytesIO(stream.read()))
 
-        return _decode(Path(f"{self.where}::{name}"), member.size, read)
+        return decode(Path(f"{self.where}::{name}"), member.size, read)
 
 
-def _members(path: Path, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def image_members(path: Path, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The images in a tar, in its order.
+
+    Raises:
+        ReadError: too many files, or a compressed tar that unpacks to too much.
+    """
     unpacked = 0
     for number, member in enumerate(tar):
         if number >= MAX_FILES:
@@ -156,12 +161,28 @@ def _members(path: Path, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             yield member
 
 
-def _decode(path: Path, size: int, read: Callable[[], Image.Image]) -> Image.Image:
+def decode(path: Path, size: int, read: Callable[[], Image.Image], *, eight_bit: bool = False) -> Image.Image:
+    """A picture of one instance as RGB, over white where it is transparent.
+
+    Args:
+        path: for messages.
+        size: bytes of its file.
+        read: opens it, without decoding its pixels.
+        eight_bit: refuse brighter greys than 8 bits hold, instead of stretching what is there to them.
+
+    Raises:
+        ReadError: broken, or too large by its declared size; it is named.
+    """
     if size > MAX_BYTES:
         raise ReadError(f"{path}: is {size:,} bytes, more than a picture of one instance can be")
     with guarded(path, "an image"), read() as image:
         if image.width * image.height > MAX_PIXELS:
             raise ReadError(f"{path}: declares {image.width:,} x {image.height:,} pixels; that is no single instance")
+        if eight_bit and (image.mode.startswith("I") or image.mode == "F"):
+            raise ReadError(
+                f"{path}: has more than 8 bits a pixel (mode {image.mode}); which grey is white is yours to say: "
+                "convert it to 8 bits first"
+            )
         return flat(image)
 
 

@@ -1,7 +1,11 @@
-"""Slides to draw on: OpenSlide for pyramids, Pillow for plain images. Only what is shown is ever in memory."""
+"""Slides: OpenSlide for pyramids (DICOM among them), tiffslide for OME-TIFF, Pillow for plain images.
+
+Only what is asked for is ever in memory.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +23,15 @@ MAX_PIXELS = 144_000_000
 #: Rows of pixels of a slide read at a time when there is no level near the wanted size.
 STRIP_PIXELS = 16_000_000
 PLAIN = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+OME = (".ome.tif", ".ome.tiff", ".ome.tf2", ".ome.btf")
+OME_UNITS = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}  # both letters that look like mu
+#: Slides by their endings: what is looked for in folders.
+SUFFIXES = (
+    ".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm", ".btf",
+    *PLAIN,
+)  # fmt: skip
+#: A level counts as one of the wanted downsampling up to this: scanners round the sizes of levels.
+TOLERANCE = 1.01
 
 
 @runtime_checkable
@@ -32,8 +45,16 @@ class Slide(Protocol):
     size: tuple[int, int]
     mpp: float | None
 
-    def region(self, left: float, top: float, width: float, height: float, out: tuple[int, int]) -> Image.Image:
-        """The rectangle at (left, top), in level-0 pixels, as RGB of `out` pixels; white beyond the slide's edge."""
+    def region(
+        self, left: float, top: float, width: float, height: float, out: tuple[int, int], *, smooth: bool = False
+    ) -> Image.Image:
+        """The rectangle at (left, top), in level-0 pixels, as RGB of `out` pixels; white beyond the slide's edge.
+
+        With `smooth`, bilinear over what falls into a pixel, as encoders are fed; else sharp, as overlays are drawn.
+        """
+
+    def close(self) -> None:
+        """Let go of the file."""
 
 
 def open_slide(path: str | Path) -> Slide:
@@ -48,16 +69,45 @@ def open_slide(path: str | Path) -> Slide:
         raise ReadError(f"{path}: no such file; name the slide or image to draw on")
     if path.suffix.lower() in PLAIN:
         return PlainImage(path)
+    if path.name.lower().endswith(OME):
+        return _open_ome(path)
     try:
         import openslide
     except ImportError:
         return _without_openslide(path)
     try:
-        return OpenSlideImage(path, openslide.OpenSlide(str(path)))
+        slide = openslide.OpenSlide(str(path))
+        return OpenSlideImage(path, slide, slide.properties.get("openslide.mpp-x"))
     except openslide.OpenSlideUnsupportedFormatError:
         return PlainImage(path)  # a TIFF without a scanner's tags
     except openslide.OpenSlideError as error:
         raise ReadError(f"{path}: cannot be read as a slide ({error}); copy it again") from None
+
+
+def slides_under(folder: Path) -> dict[str, Path]:
+    """The slides in a folder and below by name (stem), sorted; of a DICOM slide, which is many files, one is given.
+
+    Raises:
+        ReadError: two slides of one name (both are named).
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")):
+        if not path.is_file():
+            continue
+        dicom = path.suffix.lower() == ".dcm"
+        name = slide_name(path)
+        other = found.setdefault(name, path)
+        if other != path and not (dicom and other.parent == path.parent):
+            raise ReadError(
+                f"{folder}: both {other} and {path} would be bag {name!r}; rename one, or name them in a table"
+            )
+    return found
+
+
+def slide_name(path: Path) -> str:
+    """What the bag of a slide is called: its file without the ending, of DICOM its folder."""
+    ome = next((e for e in OME if path.name.lower().endswith(e)), None)
+    return path.parent.name if path.suffix.lower() == ".dcm" else path.name[: -len(ome)] if ome else path.stem
 
 
 def check_inside(bag_id: str, tiles: NDArray[np.float64], edge: float, slide: Slide) -> None:
@@ -76,6 +126,28 @@ def check_inside(bag_id: str, tiles: NDArray[np.float64], edge: float, slide: Sl
             f"bag {bag_id!r} has tiles from ({near[0]:g}, {near[1]:g}) to ({far[0]:g}, {far[1]:g}), but "
             f"{slide.path} is {slide.size[0]:,} x {slide.size[1]:,} pixels: is it the slide that they were cut from?"
         )
+
+
+def _open_ome(path: Path) -> Slide:
+    """OME-TIFF keeps its smaller levels where OpenSlide does not look."""
+    try:
+        import tiffslide
+    except ImportError:
+        raise ConfigError(f"{path}: reading OME-TIFF needs tiffslide (pip install 'qgmil[ome]')") from None
+    with guarded(path, "an OME-TIFF"):
+        slide = tiffslide.TiffSlide(str(path))
+        return OpenSlideImage(path, slide, ome_microns(str(slide.properties.get("tiff.ImageDescription") or "")))
+
+
+def ome_microns(xml: str) -> float | None:
+    """Microns per pixel of the first image of an OME header; None where it says none (microns by default)."""
+    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]{0,10000}>", xml)
+    if pixels is None or (size := re.search(r'\bPhysicalSizeX="([^"]{1,40})"', pixels[0])) is None:
+        return None
+    unit = re.search(r'\bPhysicalSizeXUnit="([^"]{1,40})"', pixels[0])
+    factor = OME_UNITS.get(unit[1] if unit is not None else "µm")
+    value = _positive(size[1])
+    return None if value is None or factor is None else value * factor
 
 
 def _without_openslide(path: Path) -> Slide:
@@ -103,25 +175,45 @@ class PlainImage:
             )
         self._whole: Image.Image | None = None
 
-    def region(self, left: float, top: float, width: float, height: float, out: tuple[int, int]) -> Image.Image:
+    def region(
+        self, left: float, top: float, width: float, height: float, out: tuple[int, int], *, smooth: bool = False
+    ) -> Image.Image:
         """As `Slide.region`."""
         if self._whole is None:
             with guarded(self.path, "an image"), _no_limit(), Image.open(self.path) as image:
                 self._whole = flat(image)
-        return cut(self._whole, left, top, width, height, out)
+        return cut(self._whole, left, top, width, height, out, smooth)
+
+    def close(self) -> None:
+        """As `Slide.close`."""
+        self._whole = None
 
 
 class OpenSlideImage:
-    """A slide of several levels; the smallest that is still as sharp as what is shown is read."""
+    """A slide of several levels; the smallest that is still as sharp as what is shown is read.
 
-    def __init__(self, path: Path, slide: Any) -> None:
+    Args:
+        path: the file.
+        slide: an open OpenSlide, or what has its methods.
+        mpp: microns per pixel as the file says it.
+    """
+
+    def __init__(self, path: Path, slide: Any, mpp: Any = None) -> None:
         self.path, self._slide = path, slide
-        self.size: tuple[int, int] = slide.dimensions
-        self.mpp = _positive(slide.properties.get("openslide.mpp-x"))
+        self.size: tuple[int, int] = tuple(slide.dimensions)
+        self.mpp = _positive(mpp)
 
-    def region(self, left: float, top: float, width: float, height: float, out: tuple[int, int]) -> Image.Image:
+    def close(self) -> None:
+        """As `Slide.close`."""
+        self._slide.close()
+
+    def region(
+        self, left: float, top: float, width: float, height: float, out: tuple[int, int], *, smooth: bool = False
+    ) -> Image.Image:
         """As `Slide.region`; where even the smallest level is far larger than `out`, strip by strip."""
-        level = self._slide.get_best_level_for_downsample(max(1.0, width / out[0]))
+        if left < 0 or top < 0 or left + width > self.size[0] or top + height > self.size[1]:
+            return self._beyond(left, top, width, height, out, smooth)
+        level = self._slide.get_best_level_for_downsample(max(1.0, width / out[0] * TOLERANCE))
         down = float(self._slide.level_downsamples[level])
         columns, rows = max(1, round(width / down)), max(1, round(height / down))
         step = max(1, min(rows, STRIP_PIXELS // columns))
@@ -133,22 +225,41 @@ class OpenSlideImage:
                 part = self._slide.read_region(at, level, (columns, count))
             y0, y1 = round(start / rows * out[1]), round((start + count) / rows * out[1])
             if y1 > y0:
-                picture.paste(flat(part).resize((out[0], y1 - y0), Image.Resampling.BOX), (0, y0))
+                how = Image.Resampling.BILINEAR if smooth else Image.Resampling.BOX
+                picture.paste(flat(part).resize((out[0], y1 - y0), how), (0, y0))
+        return picture
+
+    def _beyond(
+        self, left: float, top: float, width: float, height: float, out: tuple[int, int], smooth: bool
+    ) -> Image.Image:
+        """A region that reaches over the edge: libraries fill what is not there with black or nothing."""
+        x0, y0 = max(0.0, left), max(0.0, top)
+        x1, y1 = min(float(self.size[0]), left + width), min(float(self.size[1]), top + height)
+        picture = Image.new("RGB", out, "white")
+        if x1 > x0 and y1 > y0:
+            sx, sy = out[0] / width, out[1] / height
+            size = (max(1, round((x1 - x0) * sx)), max(1, round((y1 - y0) * sy)))
+            inside = self.region(x0, y0, x1 - x0, y1 - y0, size, smooth=smooth)
+            picture.paste(inside, (round((x0 - left) * sx), round((y0 - top) * sy)))
         return picture
 
 
-def cut(whole: Image.Image, left: float, top: float, width: float, height: float, out: tuple[int, int]) -> Image.Image:
+def cut(
+    whole: Image.Image, left: float, top: float, width: float, height: float, out: tuple[int, int], smooth: bool = False
+) -> Image.Image:
     """A rectangle of an RGB image at another size; white beyond its edge."""
     box = (left, top, left + width, top + height)
+    sharp = Image.Resampling.BOX if width > out[0] else Image.Resampling.NEAREST
+    how = Image.Resampling.BILINEAR if smooth else sharp
     if box[0] >= 0 and box[1] >= 0 and box[2] <= whole.width and box[3] <= whole.height:
-        return whole.resize(out, Image.Resampling.BOX if width > out[0] else Image.Resampling.NEAREST, box=box)
+        return whole.resize(out, how, box=box)
     x0, y0 = max(0.0, left), max(0.0, top)
     x1, y1 = min(float(whole.width), box[2]), min(float(whole.height), box[3])
     picture = Image.new("RGB", out, "white")
     if x1 > x0 and y1 > y0:
         sx, sy = out[0] / width, out[1] / height
         size = (max(1, round((x1 - x0) * sx)), max(1, round((y1 - y0) * sy)))
-        part = whole.resize(size, Image.Resampling.BOX, box=(x0, y0, x1, y1))
+        part = whole.resize(size, Image.Resampling.BILINEAR if smooth else Image.Resampling.BOX, box=(x0, y0, x1, y1))
         picture.paste(part, (round((x0 - left) * sx), round((y0 - top) * sy)))
     return picture
 
@@ -175,9 +286,9 @@ def _no_limit() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def _positive(text: str | None) -> float | None:
+def _positive(text: Any) -> float | None:
     try:
         value = float(text or "")
-    except ValueError:
+    except (TypeError, ValueError):
         return None
     return value if 0 < value < 1000 else None

@@ -1,0 +1,1 @@
+"""Images to features: encoders by name, and slides and cells to bags."""

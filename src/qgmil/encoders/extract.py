@@ -1,0 +1,287 @@
+"""The features of bags of images, one bag after the other: resumable, atomic a bag, failures recorded."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qgmil.bags.manifest import BagRecord, Manifest, scan_manifest
+from qgmil.encoders.base import Encoder
+from qgmil.encoders.pictures import CellFiles, CellTar, Pictures, Tiles
+from qgmil.encoders.settings import Extraction, TissueSearch, claim
+from qgmil.encoders.work import Work
+from qgmil.encoders.writing import slide_facts, write_bag
+from qgmil.errors import BagError, ConfigError, QGMILError, ReadError
+from qgmil.files import read_csv, write_csv
+from qgmil.images.coordinates import read_coordinates
+from qgmil.images.slides import Slide, open_slide
+from qgmil.images.tiling import cut, preview, slide_mpp
+from qgmil.images.tissue import Tissue, find_tissue
+
+MANIFEST, FAILED, UNREADABLE = "bags.csv", "failed.csv", "unreadable.csv"
+PREVIEWS = "previews"
+
+
+@dataclass
+class Report:
+    """What an extraction did.
+
+    Args:
+        manifest: the table of bags.
+        made, kept: bags that were made, and those that were there already.
+        instances, seconds: of those that were made.
+        failed: bag and reason.
+        unreadable: bag, image and reason: left out of the bag.
+        reading, encoding: seconds spent waiting for pictures and computing.
+    """
+
+    manifest: Path
+    made: int = 0
+    kept: int = 0
+    instances: int = 0
+    seconds: float = 0.0
+    reading: float = 0.0
+    encoding: float = 0.0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    unreadable: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+def extract_bags(
+    works: Sequence[Work],
+    encoder: Encoder,
+    made: Extraction,
+    output: Path,
+    *,
+    workers: int = 4,
+    batch_size: int = 16,
+    slide_mpp: float | None = None,
+    coords: Path | None = None,
+    previews: bool = True,
+    on_bag: Callable[[int, Work, str], None] | None = None,
+) -> Report:
+    """Make every bag that is not there yet.
+
+    Args:
+        works: the bags.
+        encoder: what encodes.
+        made: the settings, which the folder keeps.
+        output: folder of the results: ``features_ENCODER/BAG.h5``, ``previews/BAG.jpg``, `MANIFEST`, and `FAILED` and
+            `UNREADABLE` where there is something to say.
+        workers: threads that read pictures.
+        batch_size: pictures at a time.
+        slide_mpp: microns per pixel of slides, instead of what they say.
+        coords: folder of coordinates that another tool made, instead of looking for tissue.
+        previews: draw the tissue and tiles of each slide.
+        on_bag: told the number of bags done, the bag, and what became of it.
+
+    Raises:
+        RunError: the folder holds features of other settings.
+        ConfigError: encoder and pictures do not go together.
+    """
+    folder = output / f"features_{encoder.info.name}"
+    claim(folder, made)
+    report = Report(output / MANIFEST, unreadable=_known(output / UNREADABLE))
+    for number, work in enumerate(works, start=1):
+        path = folder / f"{work.bag_id}.h5"
+        if path.is_file():
+            report.kept += 1
+            said = "is there already"
+        else:
+            said = _one(work, encoder, made, path, output, report, workers, batch_size, slide_mpp, coords, previews)
+        if on_bag is not None:
+            on_bag(number, work, said)
+    _write(report, works, folder, output)
+    return report
+
+
+def _one(
+    work: Work, encoder: Encoder, made: Extraction, path: Path, output: Path, report: Report, workers: int,
+    batch_size: int, mpp: float | None, coords: Path | None, previews: bool,
+) -> str:  # fmt: skip
+    """Make one bag, or note why not; returns what became of it."""
+    start = time.perf_counter()
+    report.failed = [f for f in report.failed if f[0] != work.bag_id]
+    try:
+        pictures = open_pictures(work, made, mpp=mpp, coords=coords, preview_to=output / PREVIEWS if previews else None)
+        try:
+            features, rows, lost = encode_all(pictures, encoder, workers=workers, batch_size=batch_size, report=report)
+        finally:
+            pictures.close()
+        names = None if pictures.names is None else tuple(pictures.names[r] for r in rows)
+        corners = pictures.corners[rows] if isinstance(pictures, Tiles) else None
+        write_bag(path, features, made, pictures.facts, names, corners)
+    except ConfigError:
+        raise  # every bag would fail alike
+    except QGMILError as error:
+        report.failed.append((work.bag_id, str(error)))
+        _failures(report, output)
+        return f"failed: {error}"
+    report.unreadable += [(work.bag_id, name, reason) for name, reason in lost]
+    if lost:
+        _failures(report, output)
+    report.made += 1
+    report.instances += len(rows)
+    seconds = time.perf_counter() - start
+    report.seconds += seconds
+    what = "cells" if pictures.names is not None else "tiles"
+    return f"{len(rows):,} {what}, {len(rows) / seconds:.0f}/s" + (f", {len(lost)} unreadable" if lost else "")
+
+
+def open_pictures(
+    work: Work, made: Extraction, *, mpp: float | None = None, coords: Path | None = None,
+    preview_to: Path | None = None,
+) -> Pictures:  # fmt: skip
+    """The pictures of a bag; for a slide tissue is found and tiles are cut first.
+
+    Raises:
+        ReadError, BagError: nothing can be read, there is no tissue, or microns per pixel are not known.
+    """
+    if made.grid is None:
+        assert work.names is not None and made.shaping is not None
+        if work.members is not None:
+            return CellTar(work.files[0], work.members, work.names, made.shaping)
+        return CellFiles(work.files, work.names, made.shaping)
+    slide = open_slide(work.files[0])
+    try:
+        scale = slide_mpp(slide, work.mpp if work.mpp is not None else mpp)
+        edge = made.grid.level0(scale)
+        if coords is not None:
+            corners, edge = read_coordinates(coords, work.bag_id, edge, slide)
+        else:
+            search = made.tissue or TissueSearch()
+            tissue = find_tissue(
+                slide, scale, pens=search.pens, min_area=search.min_area, max_hole=search.max_hole,
+                everything=search.everything,
+            )  # fmt: skip
+            try:
+                corners = cut(slide, tissue, made.grid, scale)
+            except BagError:
+                _preview(slide, tissue, np.empty((0, 2), np.int64), edge, preview_to, work.bag_id)
+                raise
+            _preview(slide, tissue, corners, edge, preview_to, work.bag_id)
+        facts = slide_facts(made, slide.size, scale, round(edge))
+        return Tiles(slide, corners, round(edge), made.grid.size, facts)
+    except BaseException:
+        slide.close()
+        raise
+
+
+def _preview(
+    slide: Slide, tissue: Tissue, corners: NDArray[np.int64], edge: float, folder: Path | None, name: str
+) -> None:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        preview(slide, tissue, corners, edge).save(folder / f"{name}.jpg", quality=85)
+
+
+def encode_all(
+    pictures: Pictures, encoder: Encoder, *, workers: int, batch_size: int, report: Report | None = None
+) -> tuple[Tensor, NDArray[np.int64], list[tuple[str, str]]]:
+    """Features ``(n, D)`` of the pictures that can be read, their rows, and name and reason of the others.
+
+    Raises:
+        ReadError: a tile of a slide cannot be read, or no picture of the bag.
+    """
+    rows: list[int] = []
+    lost: list[tuple[str, str]] = []
+    done: list[Tensor] = []
+    clock = time.perf_counter
+    batches = _read(pictures, encoder, workers, batch_size)
+    while True:
+        before = clock()
+        batch = next(batches, None)
+        between = clock()
+        if batch is not None:
+            good = [(row, found) for row, found in batch if isinstance(found, np.ndarray)]
+            lost += [(_name(pictures, row), str(found)) for row, found in batch if not isinstance(found, np.ndarray)]
+            if good:
+                done.append(encoder.encode(np.stack([found for _, found in good])))
+                rows += [row for row, _ in good]
+        if report is not None:
+            report.reading += between - before
+            report.encoding += clock() - between
+        if batch is None:
+            break
+    if not rows:
+        raise ReadError(lost[0][1] if lost else "the bag has no pictures")
+    return torch.cat(done), np.array(rows, dtype=np.int64), lost
+
+
+def _name(pictures: Pictures, row: int) -> str:
+    return str(row) if pictures.names is None else pictures.names[row]
+
+
+def _read(
+    pictures: Pictures, encoder: Encoder, workers: int, batch_size: int
+) -> Iterator[list[tuple[int, NDArray[np.uint8] | ReadError]]]:
+    """Pictures as arrays in batches, read ahead by threads (decoding and resizing let go of Python's lock)."""
+
+    def read(row: int) -> tuple[int, NDArray[np.uint8] | ReadError]:
+        try:
+            return row, encoder.picture(pictures.picture(row))
+        except ReadError as error:
+            if pictures.names is None:  # a slide that is broken in the middle is broken
+                raise
+            return row, error
+
+    def batch(start: int) -> list[tuple[int, NDArray[np.uint8] | ReadError]]:
+        return [read(row) for row in range(start, min(start + batch_size, len(pictures)))]
+
+    pool = ThreadPoolExecutor(max(1, workers))
+    waiting: deque[Future[list[tuple[int, NDArray[np.uint8] | ReadError]]]] = deque()
+    try:
+        starts = iter(range(0, len(pictures), batch_size))
+        for start in starts:
+            waiting.append(pool.submit(batch, start))
+            if len(waiting) > max(1, workers):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _known(path: Path) -> list[tuple[str, str, str]]:
+    return [(r["bag_id"], r["image"], r["reason"]) for r in read_csv(path)] if path.is_file() else []
+
+
+def _failures(report: Report, output: Path) -> None:
+    """Write what failed, as soon as it did."""
+    if report.failed:
+        write_csv(output / FAILED, [{"bag_id": b, "reason": r} for b, r in report.failed])
+    else:
+        (output / FAILED).unlink(missing_ok=True)
+    if report.unreadable:
+        rows = [{"bag_id": b, "image": i, "reason": r} for b, i, r in report.unreadable]
+        write_csv(output / UNREADABLE, rows)
+
+
+def _write(report: Report, works: Sequence[Work], folder: Path, output: Path) -> None:
+    """The table of bags of what is there; bags and columns that were in it before stay."""
+    _failures(report, output)
+    records: dict[str, BagRecord] = {}
+    if report.manifest.is_file():
+        before, _ = scan_manifest(report.manifest, require_labels=False)
+        records = {r.bag_id: r for r in before.records if all(f.is_file() for f in r.files)}
+    for work in works:
+        path = folder / f"{work.bag_id}.h5"
+        if path.is_file():
+            old = records.get(work.bag_id)
+            column = "slide" if work.names is None else "images"
+            place = work.files[0] if work.names is None or work.members is not None else work.files[0].parent
+            label, patient = work.label, work.patient_id
+            if old is not None:
+                label, patient = label or old.label, patient or old.patient_id
+            extra = {**(old.extra if old is not None else {}), column: str(place.absolute())}
+            records[work.bag_id] = BagRecord(work.bag_id, label, patient, (path,), extra)
+    if records:
+        Manifest(tuple(records.values())).to_csv(report.manifest)

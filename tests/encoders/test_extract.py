@@ -1,0 +1,272 @@
+"""Bags of features from made slides and cells: the right pixels, the layout of TRIDENT, nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from encoders.test_encoders import Tiny, write_onnx
+from encoders.test_work import write_tar
+from qgmil.bags.dataset import open_bags
+from qgmil.bags.readers import read_bag_file, reader_for
+from qgmil.encoders.base import Encoder
+from qgmil.encoders.extract import encode_all, extract_bags, open_pictures
+from qgmil.encoders.load import load_encoder
+from qgmil.encoders.pictures import Shaping
+from qgmil.encoders.settings import TissueSearch, read_settings, settings
+from qgmil.encoders.work import Work, find_cells, find_slides
+from qgmil.errors import BagError, ConfigError, ReadError, RunError
+from qgmil.files import read_csv
+from qgmil.images.tiling import Grid
+from slides import painted, real_slide, write_ome
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    torch.manual_seed(0)
+    return load_encoder(str(write_onnx(tmp_path_factory.mktemp("onnx") / "tiny.onnx", Tiny())))
+
+
+def slide_settings(encoder: Encoder, size: int = 32, mpp: float = 0.5, overlap: int = 0, **search: object):  # type: ignore[no-untyped-def]
+    grid = Grid(size, mpp, overlap)
+    return settings(encoder, "tiny.onnx", grid=grid, tissue=TissueSearch(min_area=0.0, **search))  # type: ignore[arg-type]
+
+
+def cell_settings(encoder: Encoder, fit: str = "pad", centre: int | None = None):  # type: ignore[no-untyped-def]
+    return settings(encoder, "tiny.onnx", shaping=Shaping(fit, centre))
+
+
+def one_by_one(encoder: Encoder, pictures: list[Image.Image]) -> torch.Tensor:
+    """Features as a plain loop makes them."""
+    return torch.cat([encoder.encode(np.asarray(p.convert("RGB"))[None]) for p in pictures])
+
+
+def make_slides(folder: Path) -> Path:
+    folder.mkdir()
+    write_ome(folder / "a.ome.tif", painted((512, 384), ((200, 200), 140)), 0.5, 3)
+    write_ome(folder / "b.ome.tif", painted((512, 384), ((300, 180), 160), seed=1), 0.25, 3)
+    return folder
+
+
+def test_slides_become_files_of_trident(tmp_path: Path, encoder: Encoder) -> None:
+    made = slide_settings(encoder, overlap=8)
+    report = extract_bags(find_slides([make_slides(tmp_path / "s")]), encoder, made, tmp_path / "o", batch_size=7)
+    assert (report.made, report.kept, report.failed) == (2, 0, [])
+    path = tmp_path / "o" / "features_tiny" / "b.h5"
+    with h5py.File(path) as file:
+        attrs = dict(file["coords"].attrs)
+        assert file["features"].dtype == np.float16 and file["coords"].dtype == np.int64
+        assert file["features"].attrs["encoder_sha256"] == encoder.weights
+    facts = {
+        k: attrs[k] for k in ("patch_size", "patch_size_level0", "target_magnification", "overlap", "level0_width")
+    }
+    assert facts == {
+        "patch_size": 32,
+        "patch_size_level0": 64,
+        "target_magnification": 20,
+        "overlap": 8,
+        "level0_width": 512,
+    }
+    assert reader_for(path).name == "trident"
+    bag = read_bag_file(path)
+    assert (bag.coord_unit, bag.tile_size, bag.mpp, bag.magnification) == ("px", 64.0, 0.25, 20.0)
+    assert bag.coords is not None and len(bag.coords) == len(bag.features) > 20
+    picture = Image.fromarray(painted((512, 384), ((300, 180), 160), seed=1))
+    tiles = [
+        picture.crop((x, y, x + 64, y + 64)).resize((32, 32), Image.Resampling.BOX) for x, y in bag.coords.tolist()
+    ]
+    want = one_by_one(encoder, tiles)
+    got = bag.features.float()
+    # level 1 is the mean of 2 x 2, rounded down to whole grey levels
+    assert torch.nn.functional.cosine_similarity(got, want).min() > 0.999
+    own = read_bag_file(tmp_path / "o" / "features_tiny" / "a.h5")
+    level0 = Image.fromarray(painted((512, 384), ((200, 200), 140)))
+    crops = [level0.crop((x, y, x + 32, y + 32)) for x, y in own.coords.tolist()]  # type: ignore[union-attr]
+    torch.testing.assert_close(own.features, one_by_one(encoder, crops).half(), rtol=2e-3, atol=1e-3)
+    bags = open_bags(tmp_path / "o" / "bags.csv", labels=False)
+    assert bags.bag_ids == ("a", "b")
+    assert Image.open(tmp_path / "o" / "previews" / "a.jpg").size == (1200, 900)
+
+
+def test_what_is_there_is_kept_and_other_settings_are_refused(tmp_path: Path, encoder: Encoder) -> None:
+    works = find_slides([make_slides(tmp_path / "s")])
+    made, out = slide_settings(encoder), tmp_path / "o"
+    extract_bags(works[:1], encoder, made, out)
+    first = out / "features_tiny" / "a.h5"
+    before = first.stat().st_mtime_ns
+    told: list[str] = []
+    report = extract_bags(
+        works, encoder, made, out, on_bag=lambda n, work, said: told.append(f"{n} {work.bag_id} {said[:8]}")
+    )
+    assert (report.made, report.kept) == (1, 1) and first.stat().st_mtime_ns == before
+    assert told[0] == "1 a is there" and told[1].startswith("2 b ")
+    assert read_settings(out / "features_tiny" / "extract.json") == made
+    with pytest.raises(
+        RunError, match=r"holds features with grid .*'size': 32.*, not .*'size': 16.*name another folder"
+    ):
+        extract_bags(works, encoder, slide_settings(encoder, size=16), out)
+
+
+def test_labels_of_the_user_stay_in_the_table(tmp_path: Path, encoder: Encoder) -> None:
+    works = find_slides([make_slides(tmp_path / "s")])
+    made, out = slide_settings(encoder), tmp_path / "o"
+    extract_bags(works[:1], encoder, made, out)
+    table = out / "bags.csv"
+    table.write_text(
+        table.read_text().replace("a,,,", "a,p7,tumour,").replace("slide\n", "slide,site\n").rstrip() + ",north\n"
+    )
+    extract_bags(works[1:], encoder, made, out)
+    rows = {r["bag_id"]: r for r in read_csv(table)}
+    assert (rows["a"]["label"], rows["a"]["patient_id"], rows["a"]["site"]) == ("tumour", "p7", "north")
+    assert rows["b"]["features"] == "features_tiny/b.h5"
+
+
+def test_a_failure_is_recorded_and_the_others_are_made(tmp_path: Path, encoder: Encoder) -> None:
+    folder = make_slides(tmp_path / "s")
+    whole = real_slide().read_bytes()
+    (folder / "half.svs").write_bytes(whole[: len(whole) // 3])
+    Image.new("RGB", (400, 300), (240, 240, 240)).save(folder / "glass.png")
+    Image.new("RGB", (400, 300), (200, 100, 160)).save(folder / "unknown.png")
+    out = tmp_path / "o"
+    works = [w if w.bag_id != "glass" else Work("glass", w.files, mpp=0.5) for w in find_slides([folder])]
+    report = extract_bags(works, encoder, slide_settings(encoder), out)
+    assert report.made == 2
+    failed = {r["bag_id"]: r["reason"] for r in read_csv(out / "failed.csv")}
+    assert set(failed) == {"half", "glass", "unknown"} == {name for name, _ in report.failed}
+    assert "half.svs" in failed["half"]
+    assert "no tissue was found" in failed["glass"] and (out / "previews" / "glass.jpg").is_file()
+    assert "does not say how many microns a pixel is" in failed["unknown"]
+    assert [r["bag_id"] for r in read_csv(out / "bags.csv")] == ["a", "b"]
+    report = extract_bags(works, encoder, slide_settings(encoder), out, slide_mpp=0.5)  # tried again
+    assert (report.made, report.kept) == (1, 2) and {n for n, _ in report.failed} == {"half", "glass"}
+    assert {r["bag_id"] for r in read_csv(out / "failed.csv")} == {"half", "glass"}
+
+
+def test_a_kill_leaves_no_half_file(tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    works = find_slides([make_slides(tmp_path / "s")])
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qgmil.encoders.extract.write_bag", stop)
+        with pytest.raises(KeyboardInterrupt):
+            extract_bags(works, encoder, slide_settings(encoder), tmp_path / "o")
+    assert not list((tmp_path / "o" / "features_tiny").glob("*.h5*"))
+    assert extract_bags(works, encoder, slide_settings(encoder), tmp_path / "o").made == 2
+
+
+def cells(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for place, count in (("apl/p1", 3), ("aml/p2", 2)):
+        (folder / place).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / place / f"c{i}.png")
+    return folder
+
+
+def test_cells_become_bags_of_patients(tmp_path: Path, encoder: Encoder) -> None:
+    folder = cells(tmp_path / "cells")
+    report = extract_bags(find_cells([folder]), encoder, cell_settings(encoder), tmp_path / "o", batch_size=2)
+    assert (report.made, report.instances) == (2, 5)
+    bags = open_bags(tmp_path / "o" / "bags.csv")
+    assert (bags.bag_ids, bags.labels, bags.groups) == (("p2", "p1"), ("aml", "apl"), ("p2", "p1"))
+    bag = bags[1]
+    assert bag.instance_ids == ("c0", "c1", "c2") and bag.coords is None
+    want = one_by_one(encoder, [Image.open(folder / "apl" / "p1" / f"c{i}.png") for i in range(3)])
+    torch.testing.assert_close(bag.features, want.half(), rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_cells_of_a_tar_are_those_of_the_folder(tmp_path: Path, encoder: Encoder, mode: str) -> None:
+    names = [f"c{i}.png" for i in range(9)]
+    tar = write_tar(tmp_path / "p1.tar", *names, mode=mode)
+    extract_bags(find_cells([tar]), encoder, cell_settings(encoder), tmp_path / "o", workers=3, batch_size=2)
+    bag = read_bag_file(tmp_path / "o" / "features_tiny" / "p1.h5")
+    assert bag.instance_ids == tuple(n.removesuffix(".png") for n in names)
+    want = one_by_one(encoder, [Image.new("RGB", (32, 32), (len(n) * 9 % 256, 9, 9)) for n in names])
+    torch.testing.assert_close(bag.features, want.half(), rtol=2e-3, atol=1e-3)
+
+
+def test_cells_that_cannot_be_read_are_left_out_by_name(tmp_path: Path, encoder: Encoder) -> None:
+    folder = cells(tmp_path / "cells") / "apl" / "p1"
+    (folder / "c1.png").write_bytes((folder / "c1.png").read_bytes()[:60])
+    Image.fromarray(np.full((32, 32), 4000, np.uint16)).save(folder / "c3.png")
+    Image.new("L", (9000, 9000)).save(folder / "c4.png")
+    (folder / "c5.png").write_bytes(b"")
+    (tmp_path / "cells" / "aml" / "p2" / "c0.png").write_bytes(b"x")
+    (tmp_path / "cells" / "aml" / "p2" / "c1.png").write_bytes(b"x")
+    report = extract_bags(find_cells([tmp_path / "cells"]), encoder, cell_settings(encoder), tmp_path / "o")
+    assert read_bag_file(tmp_path / "o" / "features_tiny" / "p1.h5").instance_ids == ("c0", "c2")
+    rows = {r["image"]: r["reason"] for r in read_csv(tmp_path / "o" / "unreadable.csv")}
+    assert set(rows) == {"c1", "c3", "c4", "c5"}
+    assert "c1.png: cannot be read as an image" in rows["c1"]
+    assert "more than 8 bits a pixel" in rows["c3"] and "convert it to 8 bits first" in rows["c3"]
+    assert "declares 9,000 x 9,000 pixels" in rows["c4"] and "zero bytes" in rows["c5"]
+    assert [name for name, _ in report.failed] == ["p2"]  # none of its images can be read
+    assert not (tmp_path / "o" / "features_tiny" / "p2.h5").exists()
+
+
+def test_how_cells_become_squares() -> None:
+    image = Image.new("RGB", (40, 20), (10, 20, 30))
+    image.paste((200, 0, 0), (10, 0, 30, 20))
+    padded = Shaping("pad").apply(image)
+    assert padded.size == (40, 40) and padded.getpixel((0, 0)) == (255, 255, 255)
+    assert padded.getpixel((0, 20)) == (10, 20, 30) and padded.getpixel((20, 10)) == (200, 0, 0)
+    cropped = Shaping("crop").apply(image)
+    assert cropped.size == (20, 20) and cropped.getcolors() == [(400, (200, 0, 0))]
+    assert Shaping("stretch").apply(image) is image
+    assert Shaping(centre=20).apply(image).getcolors() == [(400, (200, 0, 0))]
+    wide = Shaping(centre=30).apply(image)
+    assert wide.size == (30, 30) and wide.getpixel((0, 0)) == (255, 255, 255) and wide.getpixel((0, 15)) == (10, 20, 30)
+    with pytest.raises(ConfigError, match="fit='squash'"):
+        Shaping("squash")
+
+
+def write_coords(path: Path, coords: np.ndarray, **attrs: object) -> None:
+    with h5py.File(path, "w") as file:
+        stored = file.create_dataset("coords", data=coords)
+        for name, value in attrs.items():
+            stored.attrs[name] = value
+
+
+def test_coordinates_of_other_tools(tmp_path: Path, encoder: Encoder) -> None:
+    (work,) = find_slides([make_slides(tmp_path / "s") / "b.ome.tif"])
+    corners = np.array([[64, 64], [128, 64], [200, 100]])
+    folder, made = tmp_path / "coords", slide_settings(encoder)
+    folder.mkdir()
+
+    def edges(**_: object) -> tuple[list[list[int]], float]:
+        pictures = open_pictures(work, made, coords=folder)
+        try:
+            return pictures.corners.tolist(), pictures.edge  # type: ignore[attr-defined]
+        finally:
+            pictures.close()
+
+    (folder / "b.csv").write_text("x,y\n64,64\n128,64\n200,100\n")
+    assert edges() == (corners.tolist(), 64.0)  # 32 px at 0.5 on a slide of 0.25
+    write_coords(folder / "b.h5", corners, patch_size=32, patch_level=1, downsample=np.array([2.5, 2.5]))  # CLAM
+    assert edges() == (corners.tolist(), 80.0)
+    write_coords(folder / "b_patches.h5", corners, patch_size=256, patch_size_level0=96, target_magnification=20)
+    assert edges() == (corners.tolist(), 96.0)
+    write_coords(folder / "b_patches.h5", corners * 9, patch_size=256, patch_size_level0=96, target_magnification=20)
+    with pytest.raises(BagError, match="is it the slide that they were cut from"):
+        edges()
+    with pytest.raises(ReadError, match=r"has no coordinates of 'b'; looked for 'b_patches\.h5', 'b\.h5', 'b\.csv'"):
+        open_pictures(work, made, coords=tmp_path)
+
+
+def test_threads_change_nothing(tmp_path: Path, encoder: Encoder) -> None:
+    (work,) = find_slides([make_slides(tmp_path / "s") / "a.ome.tif"])
+    said = []
+    for workers, batch in ((1, 64), (4, 3)):
+        pictures = open_pictures(work, slide_settings(encoder))
+        said.append(encode_all(pictures, encoder, workers=workers, batch_size=batch))
+        pictures.close()
+    torch.testing.assert_close(said[0][0], said[1][0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(said[0][1], said[1][1])
