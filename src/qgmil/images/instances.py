@@ -9,6 +9,7 @@ import lzma
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -131,6 +132,19 @@ class Tar(_Named):
         with guarded(path, "a tar"), tarfile.open(path) as tar:
             self.members = {m.name: m for m in image_members(path, tar)}
         super().__init__(path, bag, self.members)
+
+    @staticmethod
+    def pictures(path: Path, names: Collection[str]) -> Iterator[Image.Image]:
+        """Images of a tar by name, in its order, in one pass.
+
+        Raises:
+            ReadError: one that cannot be read.
+        """
+        with guarded(path, "a tar"), tarfile.open(path) as tar:
+            for member in image_members(path, tar):
+                if member.name in names and (stream := tar.extractfile(member)) is not None:
+                    content = io.BytesIO(stream.read())
+                    yield decode(Path(f"{path}::{member.name}"), member.size, partial(Image.open, content))
 
     def _read(self, name: str) -> Image.Image:
         member = self.members[name]

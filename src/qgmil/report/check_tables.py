@@ -10,6 +10,7 @@ from rich.table import Table
 
 from qgmil.bags.check.report import CheckReport, bags_of
 from qgmil.bags.problems import Problem
+from qgmil.images.colours import Colours
 
 MOST_PROBLEMS = 200
 MOST_VALUES = 6
@@ -44,6 +45,24 @@ def check_table(report: CheckReport, title: str, memory: str = "") -> Table:
     for name, value in rows.items():
         if value:
             table.add_row(name, escape(value))
+    return table
+
+
+def colour_table(colours: Colours) -> Table:
+    """Mean colours of the classes, and what they tell of them."""
+    table = Table(title=f"colours of {bags_of(colours.bags)}", title_justify="left")
+    table.add_column("class")
+    for name in ("red", "green", "blue"):
+        table.add_column(name, justify="right")
+    for label, rgb in colours.means.items():
+        table.add_row(escape(label), *(f"{mean:.0f} ± {sd:.0f}" for mean, sd in rgb))
+    said = "too few patients of a class for an AUROC"
+    if colours.auroc is not None:
+        said = (
+            f"AUROC of mean colour alone {colours.auroc_mean:.2f}, with its spread {colours.auroc:.2f}; shuffled "
+            f"labels up to {colours.chance:.2f}"
+        )
+    table.caption = said
     return table
 
 
