@@ -42,7 +42,7 @@ def test_a_stain_that_tells_the_class_is_warned_of(tmp_path: Path) -> None:
     assert found.auroc_mean == pytest.approx(1.0) and found.bags == 24
     assert found.chance is not None and found.chance < 0.95
     (problem,) = found.warnings()
-    assert problem.kind == "colour" and "AUROC of 1.00" in problem.message
+    assert problem.kind == "colour" and "mean colour 1.00" in problem.message
     red = found.means["b"][0][0] - found.means["a"][0][0]
     assert red == pytest.approx(30, abs=4) and abs(found.means["b"][2][0] - found.means["a"][2][0]) < 2
 
