@@ -6,8 +6,9 @@
 
 A block of the page is between ``<!-- NAME -->`` and ``<!-- end NAME -->``; NAME is a results table, and every table has
 a block. A table named ``recipe...`` documents a choice that was made on validation bags, and is shown by validation
-figures alone. `--take` copies the table of a benchmark that has run, after seeing that it forgets no cell of the one
-that is there.
+figures alone; ``ablation`` is shown as `qgmil ablate` does. ``one_seed`` has the cells of further models at the first
+seed, and is shown with those of ``paper`` at that seed by the tables over all data sets. `--take` copies the table of a
+benchmark that has run, after seeing that it forgets no cell of the one that is there.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter, run
 
+from qgmil.benchmark.ablate import variants
+from qgmil.benchmark.ablation_table import ablation_lines
+from qgmil.benchmark.ablation_table import markdown_page as ablation_page
+from qgmil.benchmark.markdown import markdown_page
 from qgmil.benchmark.results import as_table, key_of, read_rows
+from qgmil.benchmark.summary import summarise_benchmark
 from qgmil.benchmark.tables import write_tables
 from qgmil.evaluation import text as words
 from qgmil.files import atomic_path, write_text
@@ -33,7 +39,9 @@ TABLES = HERE / "results"
 PAGE = HERE.parent / "docs" / "results.md"
 IMAGES = PAGE.parent / "images"
 BLOCK = re.compile(r"<!-- ([\w-]+) -->\n(.*?)<!-- end \1 -->", re.S)
-RECIPE = "recipe"
+RECIPE, ABLATION, ONE_SEED = "recipe", "ablation", "one_seed"
+ABLATED: dict[str, Any] = {"width": 128, "num_heads": 4, "ffn_dim": 512}  # the options that ablation.yaml names
+FACTORS = ("components", "gate", "qk_norm", "norm", "mlp")
 VALIDATION = {"val_macro_f1": "macro F1", "val_auroc": "AUROC", "val_nll": "NLL"}
 
 
@@ -73,7 +81,11 @@ def take_table(source: Path, target: Path) -> None:
             sys.exit(f"{source}: lacks {len(lost)} cells that {target} has: run it with --known {target} first")
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as partial:
-        shutil.copyfile(source, partial)
+        if target.stem == ONE_SEED:
+            known = {key_of(r) for r in read_rows(target.with_name("paper.parquet"))}
+            as_table([r for r in read_rows(source) if r["seed"] == 0 and key_of(r) not in known]).write_parquet(partial)
+        else:
+            shutil.copyfile(source, partial)
 
 
 def mismatches(page: str, tables: Path) -> list[str]:
@@ -98,17 +110,24 @@ def block(name: str, tables: Path, images: Path | None) -> str:
     found = read_rows(tables / f"{name}.parquet")
     if name.startswith(RECIPE):
         return recipe_block(found)
+    if name == ONE_SEED:
+        found += [r for r in read_rows(tables / "paper.parquet") if r["seed"] == 0]
     rows = as_table(found)
+    if name == ABLATION:
+        return deeper(ablation_page(ablation_lines(rows, variants("qgmil", ABLATED, FACTORS))))
     with tempfile.TemporaryDirectory() as folder:
-        files = write_tables(Path(folder), rows)
-        text = next(f for f in files if f.name == "results.md").read_text(encoding="utf-8")
-        for file in files:
-            if images is not None and file.suffix == ".png":
-                images.mkdir(exist_ok=True)
-                shutil.copyfile(file, images / f"{name}_{file.name}")
-    text = re.sub(r"\A# .*\n+", "", text)
-    text = re.sub(r"^## ", "### ", text, flags=re.M)
-    return re.sub(r"\]\((\w+\.png)\)", rf"](images/{name}_\1)", text)
+        files = write_tables(Path(folder), summary := summarise_benchmark(rows))
+        drawn = [f for f in files if f.suffix == ".png" and (name != ONE_SEED or f.stem == "critical_difference")]
+        for file in drawn if images is not None else []:
+            images.mkdir(exist_ok=True)
+            shutil.copyfile(file, images / f"{name}_{file.name}")
+    text = markdown_page(summary, name, [f.name for f in drawn], tasks=name != ONE_SEED)
+    return re.sub(r"\]\((\w+\.png)\)", rf"](images/{name}_\1)", deeper(text))
+
+
+def deeper(page: str) -> str:
+    """A page as a part of another: without its title, each heading one level down."""
+    return re.sub(r"^## ", "### ", re.sub(r"\A# .*\n+", "", page), flags=re.M)
 
 
 def recipe_block(rows: Iterable[Mapping[str, Any]]) -> str:

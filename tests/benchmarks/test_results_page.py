@@ -106,5 +106,39 @@ def test_a_table_is_not_replaced_by_one_that_forgets_cells(tmp_path: Path) -> No
     assert pl.read_parquet(target).height == 2
 
 
+def test_further_models_are_shown_beside_the_others_at_their_seed(tmp_path: Path) -> None:
+    """Cells of the whole table are not kept twice, and its other seeds do not count in this block."""
+    real = [
+        r for r in read_rows(results.TABLES / "paper.parquet") if r["dataset"] in ("musk1", "ucsb") and r["seed"] < 2
+    ]
+    paper = [r for r in real if r["model"] == "qgmil"]
+    others = [{**r, "model": "other", "macro_f1": r["macro_f1"] - 0.25} for r in paper]
+    tables = tmp_path / "results"
+    tables.mkdir()
+    as_table(paper).write_parquet(tables / "paper.parquet")
+    as_table([*paper, *others]).write_parquet(tmp_path / "all.parquet")
+    results.take_table(tmp_path / "all.parquet", tables / "one_seed.parquet")
+    assert {(r["model"], r["seed"]) for r in read_rows(tables / "one_seed.parquet")} == {("other", 0)}
+    said = results.block("one_seed", tables, None)
+    rows = {line[0]: line[1:] for line in map(_cells, said.split("### Over")[0].splitlines()) if len(line) == 3}
+    for name, minus in (("qgmil", 0), ("other", 0.25)):
+        for cell, data_set in zip(rows[name], ("musk1", "ucsb"), strict=True):
+            first = [r["macro_f1"] for r in paper if r["dataset"] == data_set and r["seed"] == 0]
+            assert float(re.findall(r"\d\.\d+", cell)[0]) == pytest.approx(mean(first) - minus, abs=0.0051)
+    assert re.findall("^### .*", said, re.M) == ["### Macro F1", "### Over data sets"]
+
+
+def test_an_ablation_is_shown_as_the_verb_does() -> None:
+    said = results.block("ablation", results.TABLES, None)
+    assert said.startswith("| variant | what is moved | against |")
+    assert "### Over data sets" in said and "\n# " not in said
+    rows = [r for r in read_rows(results.TABLES / "ablation.parquet") if r["dataset"] == "pbc05"]
+    base, plain = ({(r["fold"], r["seed"]): r["macro_f1"] for r in rows if r["model"] == m} for m in ("qgmil", "plain"))
+    difference = mean(plain[k] - base[k] for k in base)
+    part = said.split("### pbc05")[1].split("###")[0]
+    line = next(_cells(line) for line in part.splitlines() if line.startswith("| plain |"))
+    assert float(line[2]) == pytest.approx(difference, abs=0.00051)
+
+
 def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("| ").split(" | ")]

@@ -33,8 +33,8 @@ LEGEND = (
 )
 
 
-def markdown_page(summary: BenchmarkSummary, title: str, figures: Sequence[str] = ()) -> str:
-    """The whole page: over data sets first where there are several, then one table a data set."""
+def markdown_page(summary: BenchmarkSummary, title: str, figures: Sequence[str] = (), *, tasks: bool = True) -> str:
+    """The whole page: over data sets first where there are several, then one table a data set, if `tasks`."""
     parts = [f"# {text.markdown(title)}"]
     if len(summary.tasks) > 1:
         parts += [
@@ -46,6 +46,8 @@ def markdown_page(summary: BenchmarkSummary, title: str, figures: Sequence[str] 
         ]
     for name in figures:
         parts.append(f"![{FIGURES.get(name, name)}]({name})")
+    if not tasks:
+        return "\n\n".join(parts) + "\n"
     captions = {task.name: task_caption(task, summary.lines[task.name]) for task in summary.tasks}
     shared = len(set(captions.values())) == 1
     for task in summary.tasks:
