@@ -17,11 +17,13 @@ from PIL import Image
 import qgmil
 from cohort import make_cohort, write_tiles
 from qgmil.cli import main
+from slides import painted, real_slide, write_ome
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Makes a documented training command quick; it is typed otherwise as documented.
 QUICK = ["--epochs", "1", "--options.width", "16", "-q"]
 
+ENCODER_HASH = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 BENCH = """
 folds: 2
 seeds: 1
@@ -117,6 +119,36 @@ def test_the_page_on_the_benchmark(cohort: Path) -> None:
     assert (cohort / "runs" / "bench" / "tables" / "results.md").is_file()
     (cohort / "bench.yaml").write_text(blocks("docs/benchmark.md", "yaml")[0])
     assert type_in("qgmil benchmark bench.yaml --dry-run -o runs/documented") == 0
+
+
+def test_the_page_on_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands, from slides and cells that are made here to predictions, a check and a tuned encoder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "slides").mkdir()
+    rows = ["bag_id,patient_id,label,features,slide"]
+    for i in range(8):
+        path = write_ome(tmp_path / "slides" / f"s{i}.ome.tif", painted((1000, 600), ((450, 300), 250), seed=i), 0.5)
+        features = f"features/features_efficientnet_lite0/s{i}.h5"
+        rows.append(f"s{i},P{i},{'tumour' if i % 2 else 'benign'},{features},{path}")
+        folder = tmp_path / "labelled_cells" / ("apl" if i % 2 else "aml") / f"p{i}"
+        folder.mkdir(parents=True)
+        for c in range(3):
+            Image.new("RGB", (64, 64), (90 + 60 * (i % 2), 10 * i, 20 * c)).save(folder / f"c{c}.png")
+    (tmp_path / "labelled.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "cells").symlink_to(tmp_path / "labelled_cells")
+    (tmp_path / "new_slide.svs").symlink_to(real_slide())
+    typed = commands("docs/images.md")
+    verbs = ["extract", "train", "predict", "extract", "check", "finetune", "finetune", "extract"]
+    assert [line.split()[1] for line in typed] == verbs
+    for line in typed:
+        small = " --options.width 16 --options.num-heads 2" if " finetune " in line else ""
+        assert type_in(line + small) == 0, line
+    assert len(list((tmp_path / "features" / "previews").iterdir())) == 8
+    assert (tmp_path / "said_overlays" / "new_slide.png").is_file()
+    assert (tmp_path / "runs" / "tuned" / "fold1" / "encoder.pth").is_file()
+    assert not (tmp_path / "runs" / "frozen" / "fold0" / "encoder.pth").exists()
+    with h5py.File(tmp_path / "tuned_features" / "features_efficientnet_lite0" / "p0.h5") as file:
+        assert file["features"].attrs["encoder_sha256"] != ENCODER_HASH
 
 
 def test_the_page_on_attention(cohort: Path) -> None:

@@ -26,6 +26,7 @@ app = App(
 )
 for _verb, _help in {
     "extract": "Make bags of features from slides or images of cells; resumable.",
+    "finetune": "Train the small encoder end to end with an aggregator on images of cells; resumable.",
     "encoders": "The encoders that qgmil extract knows: input, width, licence, and whether they load here.",
     "manifest": "Write the table of bags for a folder of feature files and a table of labels.",
     "check": "Read every bag once; say what is there and everything that is wrong.",
@@ -60,6 +61,7 @@ for _verb, _help in {
             "gallery",
             "report",
             "extract",
+            "finetune",
         )
         else _verb
     )
