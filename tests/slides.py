@@ -73,3 +73,54 @@ def write_flat_tiff(path: Path, width: int, height: int, tile: NDArray[np.uint8]
         compression="zlib", bigtiff=True,
     )  # fmt: skip
     return path
+
+
+def write_dicom(folder: Path, rgb: NDArray[np.uint8], mpp: float, tile: int = 64) -> Path:
+    """A whole-slide image of one level as DICOM wants it: frames row by row, as JPEG. Returns the file."""
+    import io
+
+    import pydicom
+    from PIL import Image
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEGBaseline8Bit, VLWholeSlideMicroscopyImageStorage, generate_uid
+
+    height, width = rgb.shape[:2]
+    frames = []
+    for y in range(0, height, tile):
+        for x in range(0, width, tile):
+            square = np.full((tile, tile, 3), 255, np.uint8)
+            part = rgb[y : y + tile, x : x + tile]
+            square[: part.shape[0], : part.shape[1]] = part
+            buffer = io.BytesIO()
+            Image.fromarray(square).save(buffer, "JPEG", quality=98, subsampling=0)
+            frames.append(buffer.getvalue())
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = VLWholeSlideMicroscopyImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.TransferSyntaxUID = JPEGBaseline8Bit
+    slide = Dataset()
+    slide.file_meta = meta
+    slide.SOPClassUID, slide.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    slide.StudyInstanceUID, slide.SeriesInstanceUID = generate_uid(), generate_uid()
+    slide.Modality, slide.ImageType = "SM", ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    slide.DimensionOrganizationType = "TILED_FULL"
+    slide.NumberOfFrames = len(frames)
+    slide.Rows = slide.Columns = tile
+    slide.TotalPixelMatrixColumns, slide.TotalPixelMatrixRows = width, height
+    slide.TotalPixelMatrixFocalPlanes = slide.NumberOfOpticalPaths = 1
+    slide.SamplesPerPixel, slide.PhotometricInterpretation, slide.PlanarConfiguration = 3, "YBR_FULL_422", 0
+    slide.BitsAllocated, slide.BitsStored, slide.HighBit, slide.PixelRepresentation = 8, 8, 7, 0
+    measures = Dataset()
+    measures.PixelSpacing = [mpp / 1000, mpp / 1000]
+    shared = Dataset()
+    shared.PixelMeasuresSequence = [measures]
+    slide.SharedFunctionalGroupsSequence = [shared]
+    path_of_light = Dataset()
+    path_of_light.OpticalPathIdentifier = "1"
+    slide.OpticalPathSequence = [path_of_light]
+    slide.PixelData = encapsulate(frames)
+    slide["PixelData"].is_undefined_length = True
+    folder.mkdir(parents=True, exist_ok=True)
+    pydicom.dcmwrite(folder / "1.dcm", slide, enforce_file_format=True)
+    return folder / "1.dcm"

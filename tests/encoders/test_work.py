@@ -76,6 +76,13 @@ def test_tars(tmp_path: Path) -> None:
         find_cells([tmp_path / "bad.tar"])
 
 
+def test_names_in_a_tar_lead_nowhere(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"bag id '\.\.' cannot be used"):
+        find_cells([write_tar(tmp_path / "a.tar", "../../evil.png", "x/p1/1.png")])
+    (one,) = find_cells([write_tar(tmp_path / "b.tar", "../../evil.png")])
+    assert (one.bag_id, one.names) == ("b", ("evil",))
+
+
 def test_tables_of_cells(tmp_path: Path) -> None:
     table = tmp_path / "cells.csv"
     table.write_text("image,patient_id,label,instance_id\nx/1.png,0012,apl,c1\ny/1.png,0012,apl,c2\nx/3.png,7,aml,c3\n")

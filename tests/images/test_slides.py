@@ -13,7 +13,8 @@ from PIL import Image
 
 from qgmil.errors import QGMILError, ReadError
 from qgmil.images.slides import OpenSlideImage, PlainImage, ome_microns, open_slide, slide_name, slides_under
-from slides import TISSUE, painted, real_slide, write_flat_tiff, write_ome
+from qgmil.images.tissue import find_tissue
+from slides import TISSUE, painted, real_slide, write_dicom, write_flat_tiff, write_ome
 
 
 def smooth_picture(width: int, height: int) -> np.ndarray:
@@ -39,6 +40,16 @@ def test_an_ome_tiff_is_read_at_the_level_that_is_sharp_enough(tmp_path: Path, m
         want = rgb[:240, :240].reshape(240 // down, down, 240 // down, down, 3).mean((1, 3))
         assert np.abs(part - want).mean() < 4, down
     assert levels == [0, 1, 1, 2]
+
+
+def test_a_dicom_slide_is_named_by_its_folder(tmp_path: Path) -> None:
+    rgb = painted((500, 400), ((200, 200), 150))
+    path = write_dicom(tmp_path / "case7", rgb, 0.5)
+    assert slides_under(tmp_path) == {"case7": path}
+    slide = open_slide(path)
+    assert (slide.size, slide.mpp) == ((500, 400), pytest.approx(0.5))
+    part = np.asarray(slide.region(100, 90, 128, 128, (128, 128), smooth=True)).astype(int)
+    assert np.abs(part - rgb[90:218, 100:228]).mean() < 3  # a JPEG
 
 
 def test_units_of_ome() -> None:
@@ -125,6 +136,22 @@ def test_a_slide_without_a_pyramid_takes_little_memory(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 400  # MB; the pixels are 1,229
+
+
+class Declared:
+    """A slide that declares a million pixels a side and no smaller level; reading it would never end."""
+
+    dimensions = (1_000_000, 1_000_000)
+    level_downsamples = (1.0,)
+
+    def get_best_level_for_downsample(self, down: float) -> int:
+        return 0
+
+
+def test_a_slide_that_declares_more_than_anybody_can_read_is_refused() -> None:
+    slide = OpenSlideImage(Path("huge.svs"), Declared(), 0.25)
+    with pytest.raises(ReadError, match=r"huge\.svs: has no level smaller than 1,000,000 x 1,000,000 pixels"):
+        find_tissue(slide, 0.25)
 
 
 def test_an_image_bomb_is_refused_by_its_declared_size(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from qgmil.errors import BagError, ConfigError, ReadError
 MAX_PIXELS = 144_000_000
 #: Rows of pixels of a slide read at a time when there is no level near the wanted size.
 STRIP_PIXELS = 16_000_000
+#: Pixels of a level that are read for one picture, strip by strip, before it is refused: 141,000 x 141,000.
+MAX_READ = 20_000_000_000
 PLAIN = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 OME = (".ome.tif", ".ome.tiff", ".ome.tf2", ".ome.btf")
 OME_UNITS = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}  # both letters that look like mu
@@ -216,6 +218,10 @@ class OpenSlideImage:
         level = self._slide.get_best_level_for_downsample(max(1.0, width / out[0] * TOLERANCE))
         down = float(self._slide.level_downsamples[level])
         columns, rows = max(1, round(width / down)), max(1, round(height / down))
+        if columns * rows > MAX_READ:
+            raise ReadError(
+                f"{self.path}: has no level smaller than {columns:,} x {rows:,} pixels to look at; make a pyramid of it"
+            )
         step = max(1, min(rows, STRIP_PIXELS // columns))
         picture = Image.new("RGB", out, "white")
         for start in range(0, rows, step):
