@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from pathlib import Path
@@ -49,6 +50,16 @@ def test_a_picture_does_not_depend_on_its_batch(lite0) -> None:  # type: ignore[
     images = pictures(5)
     alone = torch.cat([lite0.encode(images[i : i + 1]) for i in range(5)])
     torch.testing.assert_close(lite0.encode(images), alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "auto"])
+def test_mixed_precision_stays_close(lite0, precision: str) -> None:  # type: ignore[no-untyped-def]
+    """On CPUs "auto" is 32 bits; bfloat16 has a hundredth of noise in its features and no more."""
+    images = pictures(4)
+    mixed = load_encoder(precision=precision, device="cpu").encode(images)
+    cosine = torch.nn.functional.cosine_similarity(mixed, lite0.encode(images))
+    assert cosine.min() > (0.98 if precision == "bf16" else 0.999999)
+    assert (precision == "bf16") == (not torch.equal(mixed, lite0.encode(images)))
 
 
 def test_pictures_are_resized_as_asked() -> None:
@@ -146,6 +157,15 @@ def test_a_folder_of_transformers(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"file\.pth: transformers wants the folder"):
         (tmp_path / "file.pth").write_bytes(b"x")
         load_encoder("phikon_v2", weights=tmp_path / "file.pth")
+
+
+def test_a_folder_says_how_it_wants_its_pictures(tmp_path: Path) -> None:
+    dinov2().save_pretrained(tmp_path / "mine")
+    said = {"image_mean": [0.5, 0.6, 0.7], "image_std": [0.1, 0.2, 0.3], "size": {"shortest_edge": 64}}
+    said |= {"crop_size": {"height": 56, "width": 56}, "image_processor_type": "BitImageProcessor"}
+    (tmp_path / "mine" / "preprocessor_config.json").write_text(json.dumps(said))
+    info = load_encoder(f"hf:{tmp_path / 'mine'}").info
+    assert (info.mean, info.std, info.input_size) == ((0.5, 0.6, 0.7), (0.1, 0.2, 0.3), 56)
 
 
 class OriginalBlock(nn.Module):
@@ -357,6 +377,7 @@ def test_models_of_timm_by_name_and_by_checkpoint(tmp_path: Path) -> None:
     network = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0).eval()
     torch.save(network.state_dict(), tmp_path / "own.pth")
     encoder = load_encoder("timm:vit_tiny_patch16_224", weights=tmp_path / "own.pth")
+    assert (encoder.info.mean, encoder.info.input_size) == (HALF, 224)  # as timm says of this one
     images = pictures(2)
     x = torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float() / 255
     x = (x - torch.tensor(encoder.info.mean).view(1, 3, 1, 1)) / torch.tensor(encoder.info.std).view(1, 3, 1, 1)

@@ -132,19 +132,33 @@ def test_a_failure_is_recorded_and_the_others_are_made(tmp_path: Path, encoder: 
     (folder / "half.svs").write_bytes(whole[: len(whole) // 3])
     Image.new("RGB", (400, 300), (240, 240, 240)).save(folder / "glass.png")
     Image.new("RGB", (400, 300), (200, 100, 160)).save(folder / "unknown.png")
+    Image.fromarray(np.full((300, 400), 9000, np.uint16)).save(folder / "deep.png")
     out = tmp_path / "o"
     works = [w if w.bag_id != "glass" else Work("glass", w.files, mpp=0.5) for w in find_slides([folder])]
     report = extract_bags(works, encoder, slide_settings(encoder), out)
     assert report.made == 2
     failed = {r["bag_id"]: r["reason"] for r in read_csv(out / "failed.csv")}
-    assert set(failed) == {"half", "glass", "unknown"} == {name for name, _ in report.failed}
-    assert "half.svs" in failed["half"]
+    assert set(failed) == {"half", "glass", "unknown", "deep"} == {name for name, _ in report.failed}
+    assert "half.svs" in failed["half"] and "deep.png: has more than 8 bits a pixel" in failed["deep"]
     assert "no tissue was found" in failed["glass"] and (out / "previews" / "glass.jpg").is_file()
     assert "does not say how many microns a pixel is" in failed["unknown"]
     assert [r["bag_id"] for r in read_csv(out / "bags.csv")] == ["a", "b"]
     report = extract_bags(works, encoder, slide_settings(encoder), out, slide_mpp=0.5)  # tried again
-    assert (report.made, report.kept) == (1, 2) and {n for n, _ in report.failed} == {"half", "glass"}
-    assert {r["bag_id"] for r in read_csv(out / "failed.csv")} == {"half", "glass"}
+    assert (report.made, report.kept) == (1, 2) and {n for n, _ in report.failed} == {"half", "glass", "deep"}
+    assert {r["bag_id"] for r in read_csv(out / "failed.csv")} == {"half", "glass", "deep"}
+
+
+def test_failures_of_other_bags_stay_on_record(tmp_path: Path, encoder: Encoder) -> None:
+    folder = make_slides(tmp_path / "s")
+    (folder / "bad.svs").write_bytes(b"no slide")
+    made, out = slide_settings(encoder), tmp_path / "o"
+    works = {w.bag_id: w for w in find_slides([folder])}
+    extract_bags([works["bad"]], encoder, made, out)
+    extract_bags([works["a"]], encoder, made, out)
+    assert [r["bag_id"] for r in read_csv(out / "failed.csv")] == ["bad"]
+    (folder / "bad.svs").unlink()
+    extract_bags([Work("bad", works["b"].files)], encoder, made, out)
+    assert not (out / "failed.csv").exists()
 
 
 def test_a_kill_leaves_no_half_file(tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,14 @@ def test_units_of_ome() -> None:
         assert ome_microns(text) is None
 
 
+def test_an_ome_tiff_of_16_bits_is_refused(tmp_path: Path) -> None:
+    import tifffile
+
+    tifffile.imwrite(tmp_path / "a.ome.tif", np.full((64, 64, 3), 4000, np.uint16), photometric="rgb", ome=True)
+    with pytest.raises(ReadError, match=r"a\.ome\.tif: has pixels of uint16, axes YXS .*convert it first"):
+        open_slide(tmp_path / "a.ome.tif")
+
+
 def test_a_tile_beyond_the_edge_is_white_there(tmp_path: Path) -> None:
     rgb = np.full((64, 64, 3), 90, np.uint8)
     Image.fromarray(rgb).save(tmp_path / "a.png")

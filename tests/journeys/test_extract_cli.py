@@ -167,7 +167,8 @@ def test_failures_end_with_one_and_are_listed(run: Run, cohort: Path, tmp_path: 
     assert [r["bag_id"] for r in read_csv(tmp_path / "f" / "bags.csv")] == ["good"]
     (tmp_path / "s" / "bad.svs").unlink()
     done = run("extract", tmp_path / "s", "-o", tmp_path / "f", *words, "-q")
-    assert (done.code, done.err) == (0, "") and not (tmp_path / "f" / "failed.csv").exists()
+    assert (done.code, done.err) == (0, "")
+    assert [r["bag_id"] for r in read_csv(tmp_path / "f" / "failed.csv")] == ["bad"]  # what is on record stays
 
 
 @pytest.mark.parametrize(
@@ -196,3 +197,7 @@ def test_the_list_of_encoders(run: Run) -> None:
     for name in ENCODERS:
         assert name in done.out
     assert "ready" in done.out and "CC BY-NC-ND 4.0" in done.out
+    done = run("encoders", "virchow2")
+    assert "paige-ai/Virchow2 (register with its owner first)" in done.out and "0.485, 0.456, 0.406" in done.out
+    assert "class token, then mean of patches" in done.out and "2560" in done.out
+    assert run("encoders", "virchow3").code == 1

@@ -116,8 +116,8 @@ def _run(plan: Sequence[Any], spec: Any, output: Path, source: str, quiet: bool,
     from qgmil.benchmark.ablation_table import ablation_lines, print_ablation, write_ablation
     from qgmil.benchmark.grid import run_benchmark
     from qgmil.benchmark.results import as_table
-    from qgmil.cli.benchmark import Progress, how_to_go_on
-    from qgmil.cli.output import console, say
+    from qgmil.cli.benchmark import Progress
+    from qgmil.cli.output import console, how_to_go_on, say
 
     with Progress(quiet) as progress, how_to_go_on():
         result = run_benchmark(spec, output, source=source, progress=progress, **settings)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import shlex
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Literal, Self
@@ -85,7 +82,7 @@ def benchmark(
     """
     from qgmil.benchmark.grid import run_benchmark, state_of
     from qgmil.benchmark.spec import BenchmarkSpec
-    from qgmil.cli.output import say
+    from qgmil.cli.output import how_to_go_on, say
 
     loaded = BenchmarkSpec.read(spec)
     parts = parse_only(only)
@@ -177,16 +174,6 @@ def _say_state(cells: Sequence[Any], state: Any) -> None:
     console.print(f"{len(cells)} cells in all, {len(state.todo)} to compute{time}")
     for cell, change in state.changed[:10]:
         console.print(f"changed: {cell.id}: {change}", markup=False)
-
-
-@contextlib.contextmanager
-def how_to_go_on() -> Iterator[None]:
-    """An interrupted benchmark says by which command it goes on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        command = shlex.join(["qgmil", *sys.argv[1:]]) if len(sys.argv) > 1 else "the same command"
-        raise KeyboardInterrupt(f"interrupted; finished cells are kept, go on with: {command}") from None
 
 
 class Progress:

@@ -160,11 +160,11 @@ def run(
     """Extract with progress, and say what became of it."""
     import os
 
-    from qgmil.cli.output import BagProgress, say
+    from qgmil.cli.output import BagProgress, how_to_go_on, say
     from qgmil.encoders.extract import FAILED, UNREADABLE, extract_bags
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with BagProgress(len(works), quiet) as progress:
+    with BagProgress(len(works), quiet) as progress, how_to_go_on("bags"):
         report = extract_bags(
             works,
             encoder,

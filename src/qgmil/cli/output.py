@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import shlex
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,12 +19,24 @@ from qgmil.report.data import load_result
 from qgmil.report.tables import comparison_table, number
 
 console = Console(highlight=False)
+#: Seconds left that are worth a word.
+LONG = 90
 messages = Console(stderr=True, highlight=False)
 
 
 def say(text: str) -> None:
     """A message on standard error; never read as markup, because it names files and bags."""
     messages.print(text, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def how_to_go_on(kept: str = "cells") -> Iterator[None]:
+    """What an interrupted command has finished is kept, and by which command it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        command = shlex.join(["qgmil", *sys.argv[1:]]) if len(sys.argv) > 1 else "the same command"
+        raise KeyboardInterrupt(f"interrupted; finished {kept} are kept, go on with: {command}") from None
 
 
 class Once(logging.Handler):
@@ -120,6 +137,7 @@ class BagProgress:
 
     def __init__(self, total: int, quiet: bool = False) -> None:
         self.total, self.quiet, self.live = total, quiet, messages.is_terminal
+        self.started = time.monotonic()
         columns = (TextColumn("bags"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         note = TextColumn("{task.fields[note]}", markup=False)
         self.bars = Progress(*columns, note, console=messages, transient=True, disable=quiet or not self.live)
@@ -135,7 +153,8 @@ class BagProgress:
     def __call__(self, done: int, text: str) -> None:
         self.bars.update(self.task, completed=done, note=text)
         if not (self.quiet or self.live):
-            say(f"[{done}/{self.total}] {text}")
+            left = (time.monotonic() - self.started) / done * (self.total - done)
+            say(f"[{done}/{self.total}] {text}" + (f"; about {left / 60:.0f} min left" if left > LONG else ""))
 
 
 def finish_run(folder: Path, *, quiet: bool = False) -> None:

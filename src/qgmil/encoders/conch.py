@@ -25,8 +25,8 @@ class Conch(nn.Module):
         return encode(x, proj_contrast=False, normalize=False)
 
 
-def load(info: EncoderInfo, weights: Path | None) -> tuple[nn.Module, str]:
-    """The network and the hash of its weights.
+def load(info: EncoderInfo, weights: Path | None) -> tuple[EncoderInfo, nn.Module, str]:
+    """What it is, the network and the hash of its weights.
 
     Raises:
         ConfigError: its package is not installed, or the weights cannot be had.
@@ -40,4 +40,4 @@ def load(info: EncoderInfo, weights: Path | None) -> tuple[nn.Module, str]:
     source = str(weights) if weights is not None else f"hf_hub:{info.source}"
     network, _ = made(info, lambda: create_model_from_pretrained("conch_ViT-B-16", source))
     assert isinstance(network, torch.nn.Module)
-    return Conch(network.eval()), file_hash(weights) if weights is not None else state_hash(network)
+    return info, Conch(network.eval()), file_hash(weights) if weights is not None else state_hash(network)

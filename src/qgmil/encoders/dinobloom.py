@@ -45,8 +45,8 @@ FUSED = {
 NEEDED = ("embeddings.cls_token", "embeddings.position_embeddings", "layernorm.weight")
 
 
-def load(info: EncoderInfo, weights: Path | None) -> tuple[nn.Module, str]:
-    """The network and the hash of its checkpoint.
+def load(info: EncoderInfo, weights: Path | None) -> tuple[EncoderInfo, nn.Module, str]:
+    """What it is, the network and the hash of its checkpoint.
 
     Raises:
         ConfigError: no checkpoint is named, or transformers is not installed.
@@ -59,7 +59,7 @@ def load(info: EncoderInfo, weights: Path | None) -> tuple[nn.Module, str]:
     network = from_checkpoint(weights)
     if info.width is not None and network.config.hidden_size != info.width:
         raise ReadError(f"{weights}: is {network.config.hidden_size} wide, not {info.width} as {info.name} is")
-    return Tokens(network.eval(), hidden, "cls", 1), file_hash(weights)
+    return info, Tokens(network.eval(), hidden, "cls", 1), file_hash(weights)
 
 
 def from_checkpoint(path: Path) -> Any:

@@ -23,7 +23,7 @@ from qgmil.encoders.writing import slide_facts, write_bag
 from qgmil.errors import BagError, ConfigError, QGMILError, ReadError
 from qgmil.files import read_csv, write_csv
 from qgmil.images.coordinates import read_coordinates
-from qgmil.images.slides import Slide, open_slide
+from qgmil.images.slides import PlainImage, Slide, open_slide
 from qgmil.images.tiling import cut, preview, slide_mpp
 from qgmil.images.tissue import Tissue, find_tissue
 
@@ -40,6 +40,7 @@ class Report:
         made, kept: bags that were made, and those that were there already.
         instances, seconds: of those that were made.
         failed: bag and reason.
+        before: the same of earlier extractions into the folder, of bags that were not asked for this time.
         unreadable: bag, image and reason: left out of the bag.
         reading, encoding: seconds spent waiting for pictures and computing.
     """
@@ -52,6 +53,7 @@ class Report:
     reading: float = 0.0
     encoding: float = 0.0
     failed: list[tuple[str, str]] = field(default_factory=list)
+    before: list[tuple[str, str]] = field(default_factory=list)
     unreadable: list[tuple[str, str, str]] = field(default_factory=list)
 
 
@@ -89,7 +91,9 @@ def extract_bags(
     """
     folder = output / f"features_{encoder.info.name}"
     claim(folder, made)
+    asked = {work.bag_id for work in works}
     report = Report(output / MANIFEST, unreadable=_known(output / UNREADABLE))
+    report.before = [f for f in _failed(output / FAILED) if f[0] not in asked]
     for number, work in enumerate(works, start=1):
         path = folder / f"{work.bag_id}.h5"
         if path.is_file():
@@ -109,7 +113,7 @@ def _one(
 ) -> str:  # fmt: skip
     """Make one bag, or note why not; returns what became of it."""
     start = time.perf_counter()
-    report.failed = [f for f in report.failed if f[0] != work.bag_id]
+    report.unreadable = [u for u in report.unreadable if u[0] != work.bag_id]
     try:
         pictures = open_pictures(work, made, mpp=mpp, coords=coords, preview_to=output / PREVIEWS if previews else None)
         try:
@@ -152,6 +156,10 @@ def open_pictures(
         return CellFiles(work.files, work.names, made.shaping)
     slide = open_slide(work.files[0])
     try:
+        if isinstance(slide, PlainImage) and slide.deep:
+            raise ReadError(
+                f"{slide.path}: has more than 8 bits a pixel; which grey is white is yours to say: convert it to 8 bits"
+            )
         scale = slide_mpp(slide, work.mpp if work.mpp is not None else mpp)
         edge = made.grid.level0(scale)
         if coords is not None:
@@ -250,17 +258,23 @@ def _read(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _failed(path: Path) -> list[tuple[str, str]]:
+    return [(r["bag_id"], r["reason"]) for r in read_csv(path)] if path.is_file() else []
+
+
 def _known(path: Path) -> list[tuple[str, str, str]]:
     return [(r["bag_id"], r["image"], r["reason"]) for r in read_csv(path)] if path.is_file() else []
 
 
 def _failures(report: Report, output: Path) -> None:
     """Write what failed, as soon as it did."""
-    if report.failed:
-        write_csv(output / FAILED, [{"bag_id": b, "reason": r} for b, r in report.failed])
+    if rows := [{"bag_id": b, "reason": r} for b, r in (*report.before, *report.failed)]:
+        write_csv(output / FAILED, rows)
     else:
         (output / FAILED).unlink(missing_ok=True)
-    if report.unreadable:
+    if not report.unreadable:
+        (output / UNREADABLE).unlink(missing_ok=True)
+    else:
         rows = [{"bag_id": b, "image": i, "reason": r} for b, i, r in report.unreadable]
         write_csv(output / UNREADABLE, rows)
 

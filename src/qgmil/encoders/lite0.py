@@ -26,8 +26,8 @@ class Lite0(nn.Module):
         return self.network.extract_features(x).mean(dim=(2, 3))
 
 
-def load(info: EncoderInfo, weights: Path | None) -> tuple[nn.Module, str]:
-    """The network, ready to compute, and the hash of its weights.
+def load(info: EncoderInfo, weights: Path | None) -> tuple[EncoderInfo, nn.Module, str]:
+    """What it is, the network ready to compute, and the hash of its weights.
 
     Raises:
         ConfigError: its packages are not installed.
@@ -35,7 +35,8 @@ def load(info: EncoderInfo, weights: Path | None) -> tuple[nn.Module, str]:
     """
     module, digest = load_trainable(info, weights)
     fuse(module.network)
-    return module.to(memory_format=torch.channels_last), digest  # type: ignore[call-overload]
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return info, module, digest
 
 
 def load_trainable(info: EncoderInfo, weights: Path | None = None) -> tuple[Lite0, str]:

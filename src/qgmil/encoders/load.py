@@ -14,7 +14,7 @@ from qgmil.encoders.registry import DEFAULT, find_encoder
 from qgmil.errors import ConfigError
 from qgmil.planning.device import choose_device
 
-LOADERS: dict[str, Callable[[EncoderInfo, Path | None], tuple[nn.Module, str]]] = {
+LOADERS: dict[str, Callable[[EncoderInfo, Path | None], tuple[EncoderInfo, nn.Module, str]]] = {
     "lite0": lite0.load,
     "timm": vit.load_timm,
     "transformers": vit.load_transformers,
@@ -58,6 +58,6 @@ def load_encoder(
         assert asked.weights is not None
         info, run, digest = onnx.load(asked.info, asked.weights, device)
         return Encoder(sized(info, input_size), run, digest, "cpu", None, resize)
-    module, digest = LOADERS[asked.info.family](asked.info, asked.weights)
+    info, module, digest = LOADERS[asked.info.family](asked.info, asked.weights)
     module = module.eval().requires_grad_(False).to(device)
-    return Encoder(sized(asked.info, input_size), module, digest, device, module, resize, wide)
+    return Encoder(sized(info, input_size), module, digest, device, module, resize, wide)

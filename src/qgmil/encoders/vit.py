@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class Tokens(nn.Module):
         return pooled(self.tokens(self.network, x), self.pooling, self.prefix)
 
 
-def load_timm(info: EncoderInfo, weights: Path | None) -> tuple[nn.Module, str]:
+def load_timm(info: EncoderInfo, weights: Path | None) -> tuple[EncoderInfo, nn.Module, str]:
     """A model of timm; `info.options` may name the architecture for a local checkpoint.
 
     Raises:
@@ -51,10 +52,13 @@ def load_timm(info: EncoderInfo, weights: Path | None) -> tuple[nn.Module, str]:
         network = made(info, lambda: timm.create_model(info.source, pretrained=True, **options))
         digest = state_hash(network)
     take = "forward" if info.pooling == "pooled" else "forward_features"
-    return Tokens(network.eval(), lambda net, x: getattr(net, take)(x), info.pooling, info.prefix), digest
+    if info.width is None:
+        said = timm.data.resolve_model_data_config(network)
+        info = as_said(info, said["mean"], said["std"], said["input_size"][-1])
+    return info, Tokens(network.eval(), lambda net, x: getattr(net, take)(x), info.pooling, info.prefix), digest
 
 
-def load_transformers(info: EncoderInfo, weights: Path | None) -> tuple[nn.Module, str]:
+def load_transformers(info: EncoderInfo, weights: Path | None) -> tuple[EncoderInfo, nn.Module, str]:
     """A vision model of transformers, from the hub or from a folder that `save_pretrained` wrote.
 
     Raises:
@@ -68,7 +72,32 @@ def load_transformers(info: EncoderInfo, weights: Path | None) -> tuple[nn.Modul
     if weights is not None and not weights.is_dir():
         raise ConfigError(f"{weights}: transformers wants the folder that save_pretrained wrote")
     network = made(info, lambda: AutoModel.from_pretrained(source, local_files_only=weights is not None))
-    return Tokens(network.eval(), hidden, info.pooling, info.prefix), state_hash(network)
+    if info.width is None:
+        said = _processing(source, local=weights is not None)
+        size = said.get("crop_size") or said.get("size") or {}
+        edge = size.get("height") or size.get("shortest_edge") if isinstance(size, dict) else size
+        info = as_said(info, said.get("image_mean"), said.get("image_std"), edge)
+    return info, Tokens(network.eval(), hidden, info.pooling, info.prefix), state_hash(network)
+
+
+def as_said(info: EncoderInfo, mean: Any, std: Any, size: Any) -> EncoderInfo:
+    """An encoder that the registry does not know, with what its own files say of its pictures."""
+    said = {"mean": mean, "std": std}
+    known: dict[str, Any] = {k: tuple(float(x) for x in v) for k, v in said.items() if v is not None and len(v) == 3}
+    if size:
+        known["input_size"] = int(size)
+    return replace(info, **known)
+
+
+def _processing(source: str, local: bool) -> dict[str, Any]:
+    """How a model of transformers wants its pictures, from the file beside it; empty where there is none."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        said, _ = ImageProcessingMixin.get_image_processor_dict(source, local_files_only=local)
+    except OSError:
+        return {}
+    return dict(said)
 
 
 def hidden(network: Any, x: Tensor) -> Tensor:

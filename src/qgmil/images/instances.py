@@ -18,7 +18,7 @@ from PIL import Image
 from qgmil.bags.bag import Bag
 from qgmil.bags.readers.base import guarded
 from qgmil.errors import BagError, ReadError
-from qgmil.images.slides import check_inside, flat, open_slide
+from qgmil.images.slides import check_inside, flat, is_deep, open_slide
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 COMPRESSED = (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile)
@@ -192,7 +192,7 @@ def decode(path: Path, size: int, read: Callable[[], Image.Image], *, eight_bit:
     with guarded(path, "an image"), read() as image:
         if image.width * image.height > MAX_PIXELS:
             raise ReadError(f"{path}: declares {image.width:,} x {image.height:,} pixels; that is no single instance")
-        if eight_bit and (image.mode.startswith("I") or image.mode == "F"):
+        if eight_bit and is_deep(image):
             raise ReadError(
                 f"{path}: has more than 8 bits a pixel (mode {image.mode}); which grey is white is yours to say: "
                 "convert it to 8 bits first"

@@ -138,6 +138,12 @@ def _open_ome(path: Path) -> Slide:
         raise ConfigError(f"{path}: reading OME-TIFF needs tiffslide (pip install 'qgmil[ome]')") from None
     with guarded(path, "an OME-TIFF"):
         slide = tiffslide.TiffSlide(str(path))
+        series = slide.ts_tifffile.series[0]
+        if series.dtype != "uint8" or (series.axes.endswith("S") and series.shape[-1] not in (3, 4)):
+            raise ReadError(
+                f"{path}: has pixels of {series.dtype}, axes {series.axes} {series.shape}; slides are read as 8-bit "
+                "RGB: convert it first, as which grey is white is yours to say"
+            )
         return OpenSlideImage(path, slide, ome_microns(str(slide.properties.get("tiff.ImageDescription") or "")))
 
 
@@ -169,6 +175,7 @@ class PlainImage:
         self.mpp: float | None = None
         with guarded(path, "an image"), _no_limit(), Image.open(path) as image:
             self.size = image.size
+            self.deep = is_deep(image)
         width, height = self.size
         if width * height > MAX_PIXELS:
             raise ReadError(
@@ -270,9 +277,14 @@ def cut(
     return picture
 
 
+def is_deep(image: Image.Image) -> bool:
+    """Whether a picture has more than 8 bits a channel, so that which value is white would be a guess."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
 def flat(image: Image.Image) -> Image.Image:
     """RGB over white: transparency is what lies beyond the scanned area; 16 bits are scaled, not cut off."""
-    if image.mode.startswith("I") or image.mode == "F":
+    if is_deep(image):
         low, high = image.getextrema()
         scale = 255 / (float(high) - float(low)) if high != low else 0.0  # type: ignore[arg-type]
         image = image.point(lambda v: (v - float(low)) * scale).convert("L")  # type: ignore[arg-type]
