@@ -170,8 +170,20 @@ def predicted(output: Path) -> dict[str, Any]:
     """The slide in the wheel, by the models that were trained on the glands' tiles."""
     qgmil("predict", output / "glas_ours", slide(), "-o", output / "said.csv", "--tissue", "auto", "--overwrite")
     (row,) = read_csv(output / "said.csv")
-    shutil.copyfile(output / "said_bags" / "previews" / f"{slide().stem}.jpg", output / "preview.jpg")
+    side_by_side(output / "said_bags" / "previews", output / "said_overlays").save(output / "slide.jpg", quality=80)
     return {name: row[name] for name in ("predicted", "instances", *(k for k in row if k.startswith("probability")))}
+
+
+def side_by_side(previews: Path, overlays: Path, height: int = 700) -> Image.Image:
+    """Tissue and tiles, and the attention, for docs/images.md."""
+    made = []
+    for path in (previews / f"{slide().stem}.jpg", overlays / f"{slide().stem}.png"):
+        picture = Image.open(path).convert("RGB")
+        made.append(picture.resize((round(picture.width * height / picture.height), height), Image.Resampling.LANCZOS))
+    both = Image.new("RGB", (sum(p.width for p in made) + 30, height), "white")
+    both.paste(made[0], (0, 0))
+    both.paste(made[1], (made[0].width + 30, 0))
+    return both
 
 
 def trained(manifest: Path, folder: Path) -> dict[str, float]:

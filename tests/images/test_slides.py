@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 from qgmil.errors import QGMILError, ReadError
+from qgmil.images import slides
 from qgmil.images.slides import OpenSlideImage, PlainImage, ome_microns, open_slide, slide_name, slides_under
 from qgmil.images.tissue import find_tissue
 from slides import TISSUE, painted, real_slide, write_dicom, write_flat_tiff, write_ome
@@ -91,6 +94,17 @@ def test_a_scanner_slide_tile_is_what_openslide_reads() -> None:
     np.testing.assert_array_equal(
         np.asarray(slide.region(500, 700, 224, 224, (224, 224), smooth=True)), np.asarray(want)
     )
+
+
+def test_threads_decode_a_plain_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(smooth_picture(400, 300)).save(tmp_path / "a.png")
+    slide, decoded = PlainImage(tmp_path / "a.png"), []
+    plain = slides.flat
+    monkeypatch.setattr(slides, "flat", lambda image: decoded.append(1) or time.sleep(0.05) or plain(image))
+    with ThreadPoolExecutor(8) as pool:
+        parts = list(pool.map(lambda x: np.asarray(slide.region(x, 0, 32, 32, (32, 32))), range(0, 256, 32)))
+    assert len(decoded) == 1
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), smooth_picture(400, 300)[:32, :256])
 
 
 def test_upsampling_is_bilinear_for_encoders_and_sharp_for_the_eye(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Only what is asked for is ever in memory.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -183,15 +184,18 @@ class PlainImage:
                 "make a pyramid of it (for instance with vips tiffsave --pyramid --tile), or draw without it"
             )
         self._whole: Image.Image | None = None
+        self._lock = threading.Lock()
 
     def region(
         self, left: float, top: float, width: float, height: float, out: tuple[int, int], *, smooth: bool = False
     ) -> Image.Image:
         """As `Slide.region`."""
-        if self._whole is None:
-            with guarded(self.path, "an image"), _no_limit(), Image.open(self.path) as image:
-                self._whole = flat(image)
-        return cut(self._whole, left, top, width, height, out, smooth)
+        with self._lock:  # threads that read tiles decode it once
+            if self._whole is None:
+                with guarded(self.path, "an image"), _no_limit(), Image.open(self.path) as image:
+                    self._whole = flat(image)
+            whole = self._whole
+        return cut(whole, left, top, width, height, out, smooth)
 
     def close(self) -> None:
         """As `Slide.close`."""
