@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -14,7 +16,7 @@ from encoders.test_encoders import Tiny, write_onnx
 from encoders.test_work import write_tar
 from qgmil.bags.dataset import open_bags
 from qgmil.bags.readers import read_bag_file, reader_for
-from qgmil.encoders.base import Encoder
+from qgmil.encoders.base import Encoder, EncoderError
 from qgmil.encoders.extract import encode_all, extract_bags, open_pictures
 from qgmil.encoders.load import load_encoder
 from qgmil.encoders.pictures import Shaping
@@ -146,6 +148,22 @@ def test_a_failure_is_recorded_and_the_others_are_made(tmp_path: Path, encoder: 
     report = extract_bags(works, encoder, slide_settings(encoder), out, slide_mpp=0.5)  # tried again
     assert (report.made, report.kept) == (1, 2) and {n for n, _ in report.failed} == {"half", "glass", "deep"}
     assert {r["bag_id"] for r in read_csv(out / "failed.csv")} == {"half", "glass", "deep"}
+
+
+def test_a_package_that_is_missing_fails_its_slides_and_a_bad_encoder_all(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_slides(tmp_path / "s")
+    Image.fromarray(painted((512, 384), ((200, 200), 140))).save(folder / "c.png")
+    works, made = find_slides([folder]), slide_settings(encoder)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "tiffslide", None)
+        report = extract_bags(works, encoder, made, tmp_path / "o", slide_mpp=0.5)
+    assert report.made == 1 and [name for name, _ in report.failed] == ["a", "b"]
+    assert "pip install 'qgmil[ome]'" in report.failed[0][1]
+    wide = replace(encoder, info=replace(encoder.info, width=7))
+    with pytest.raises(EncoderError, match=r"gave features of shape \(16, 16\), not \(16, 7\)"):
+        extract_bags(works, wide, made, tmp_path / "p", slide_mpp=0.5)
 
 
 def test_failures_of_other_bags_stay_on_record(tmp_path: Path, encoder: Encoder) -> None:

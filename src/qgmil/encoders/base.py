@@ -25,6 +25,10 @@ RESIZING = {
 }
 
 
+class EncoderError(ConfigError):
+    """An encoder gives something else than one finite vector an image."""
+
+
 @dataclass(frozen=True)
 class EncoderInfo:
     """What is known of an encoder before it is loaded.
@@ -89,7 +93,7 @@ class Encoder:
         """Pictures ``(B, S, S, 3)`` to features ``(B, D)``, float32 on the CPU.
 
         Raises:
-            ConfigError: the features are not of the width that is known, or not finite.
+            EncoderError: the features are not of the width that is known, or not finite.
         """
         pixels = torch.from_numpy(np.require(pictures, requirements=["C", "W"])).to(self.device, non_blocking=True)
         # a view: (B, 3, S, S) in the memory order that convolutions like best
@@ -98,12 +102,12 @@ class Encoder:
         with torch.inference_mode(), _autocast(self.device, self.autocast):
             features = self.run(x.sub_(mean).div_(std)).float().cpu()
         if features.ndim != 2 or (self.info.width is not None and features.shape[1] != self.info.width):
-            raise ConfigError(
+            raise EncoderError(
                 f"encoder {self.info.name}: gave features of shape {tuple(features.shape)}, not ({len(pictures)}, "
                 f"{self.info.width or 'width'}): an encoder gives one vector an image"
             )
         if not bool(torch.isfinite(features).all()):
-            raise ConfigError(f"encoder {self.info.name}: gave features that are not finite; try --precision 32")
+            raise EncoderError(f"encoder {self.info.name}: gave features that are not finite; try --precision 32")
         return features
 
 

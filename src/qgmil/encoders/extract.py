@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qgmil.bags.manifest import BagRecord, Manifest, scan_manifest
-from qgmil.encoders.base import Encoder
+from qgmil.encoders.base import Encoder, EncoderError
 from qgmil.encoders.pictures import CellFiles, CellTar, Pictures, Tiles
 from qgmil.encoders.settings import Extraction, TissueSearch, claim
 from qgmil.encoders.work import Work
 from qgmil.encoders.writing import slide_facts, write_bag
-from qgmil.errors import BagError, ConfigError, QGMILError, ReadError
+from qgmil.errors import BagError, QGMILError, ReadError
 from qgmil.files import read_csv, write_csv
 from qgmil.images.coordinates import read_coordinates
 from qgmil.images.slides import PlainImage, Slide, open_slide
@@ -87,57 +87,80 @@ def extract_bags(
 
     Raises:
         RunError: the folder holds features of other settings.
-        ConfigError: encoder and pictures do not go together.
+        EncoderError: the encoder does not give what it should.
     """
     folder = output / f"features_{encoder.info.name}"
     claim(folder, made)
     asked = {work.bag_id for work in works}
     report = Report(output / MANIFEST, unreadable=_known(output / UNREADABLE))
     report.before = [f for f in _failed(output / FAILED) if f[0] not in asked]
+    job = _Job(encoder, made, folder, output, report, workers, batch_size, slide_mpp, coords, previews)
     for number, work in enumerate(works, start=1):
-        path = folder / f"{work.bag_id}.h5"
-        if path.is_file():
+        if job.path(work).is_file():
             report.kept += 1
             said = "is there already"
         else:
-            said = _one(work, encoder, made, path, output, report, workers, batch_size, slide_mpp, coords, previews)
+            said = job.one(work)
         if on_bag is not None:
             on_bag(number, work, said)
     _write(report, works, folder, output)
     return report
 
 
-def _one(
-    work: Work, encoder: Encoder, made: Extraction, path: Path, output: Path, report: Report, workers: int,
-    batch_size: int, mpp: float | None, coords: Path | None, previews: bool,
-) -> str:  # fmt: skip
-    """Make one bag, or note why not; returns what became of it."""
-    start = time.perf_counter()
-    report.unreadable = [u for u in report.unreadable if u[0] != work.bag_id]
-    try:
-        pictures = open_pictures(work, made, mpp=mpp, coords=coords, preview_to=output / PREVIEWS if previews else None)
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What is the same for every bag of an extraction."""
+
+    encoder: Encoder
+    made: Extraction
+    folder: Path
+    output: Path
+    report: Report
+    workers: int
+    batch_size: int
+    slide_mpp: float | None
+    coords: Path | None
+    previews: bool
+
+    def path(self, work: Work) -> Path:
+        """The file of a bag."""
+        return self.folder / f"{work.bag_id}.h5"
+
+    def one(self, work: Work) -> str:
+        """Make one bag, or note why not; returns what became of it."""
+        report = self.report
+        start = time.perf_counter()
+        report.unreadable = [u for u in report.unreadable if u[0] != work.bag_id]
         try:
-            features, rows, lost = encode_all(pictures, encoder, workers=workers, batch_size=batch_size, report=report)
-        finally:
-            pictures.close()
+            pictures = self._open(work)
+            try:
+                features, rows, lost = encode_all(
+                    pictures, self.encoder, workers=self.workers, batch_size=self.batch_size, report=report
+                )
+            finally:
+                pictures.close()
+        except EncoderError:
+            raise  # every bag would fail alike
+        except QGMILError as error:
+            report.failed.append((work.bag_id, str(error)))
+            _failures(report, self.output)
+            return f"failed: {error}"
         names = None if pictures.names is None else tuple(pictures.names[r] for r in rows)
         corners = pictures.corners[rows] if isinstance(pictures, Tiles) else None
-        write_bag(path, features, made, pictures.facts, names, corners)
-    except ConfigError:
-        raise  # every bag would fail alike
-    except QGMILError as error:
-        report.failed.append((work.bag_id, str(error)))
-        _failures(report, output)
-        return f"failed: {error}"
-    report.unreadable += [(work.bag_id, name, reason) for name, reason in lost]
-    if lost:
-        _failures(report, output)
-    report.made += 1
-    report.instances += len(rows)
-    seconds = time.perf_counter() - start
-    report.seconds += seconds
-    what = "cells" if pictures.names is not None else "tiles"
-    return f"{len(rows):,} {what}, {len(rows) / seconds:.0f}/s" + (f", {len(lost)} unreadable" if lost else "")
+        write_bag(self.path(work), features, self.made, pictures.facts, names, corners)
+        report.unreadable += [(work.bag_id, name, reason) for name, reason in lost]
+        if lost:
+            _failures(report, self.output)
+        report.made += 1
+        report.instances += len(rows)
+        seconds = time.perf_counter() - start
+        report.seconds += seconds
+        what = "cells" if pictures.names is not None else "tiles"
+        return f"{len(rows):,} {what}, {len(rows) / seconds:.0f}/s" + (f", {len(lost)} unreadable" if lost else "")
+
+    def _open(self, work: Work) -> Pictures:
+        previews = self.output / PREVIEWS if self.previews else None
+        return open_pictures(work, self.made, mpp=self.slide_mpp, coords=self.coords, preview_to=previews)
 
 
 def open_pictures(
