@@ -15,12 +15,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
 import torch
-from cyclopts import run
+from cyclopts import Parameter, run
 from encoding import slide
 from PIL import Image
 
@@ -44,7 +44,7 @@ MODEL = (
 GLAS = ("--mpp", "0.62", "--tile", "64", "--overlap", "16", "--input-size", "96", "--tissue", "all")
 
 
-def images(data: Path, /, *, output: Path) -> None:
+def images(data: Path, /, *, output: Annotated[Path, Parameter(alias="-o")]) -> None:
     """Measure.
 
     Parameters
