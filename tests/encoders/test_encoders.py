@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from qgmil.encoders.base import HALF, EncoderInfo, pooled
+from qgmil.encoders.base import HALF, EncoderError, EncoderInfo, pooled
 from qgmil.encoders.dinobloom import converted, from_checkpoint
 from qgmil.encoders.lite0 import load_trainable
 from qgmil.encoders.load import load_encoder
@@ -108,7 +108,18 @@ def write_onnx(path: Path, module: Tiny, batch: int | str = "batch", size: int |
     return path
 
 
-@pytest.mark.parametrize(("maps", "batch"), [(False, "batch"), (True, "batch"), (False, 1)])
+def test_files_of_fixed_sizes(tmp_path: Path) -> None:
+    path = str(write_onnx(tmp_path / "tiny.onnx", Tiny()))
+    with pytest.raises(ConfigError, match=r"tiny\.onnx: takes pictures of 32 pixels, not input_size=48"):
+        load_encoder(path, input_size=48)
+    assert load_encoder(path, input_size=32).info.input_size == 32
+    free = load_encoder(str(write_onnx(tmp_path / "free.onnx", Tiny(), size="edge")), input_size=40)
+    assert free.encode(pictures(2, 40)).shape == (2, 16)
+    with pytest.raises(EncoderError, match="encoder free: cannot compute"):
+        free.encode(pictures(1, 40)[:, :2, :2])  # smaller than its kernels
+
+
+@pytest.mark.parametrize(("maps", "batch"), [(False, "batch"), (True, "batch"), (False, 1), (False, 2)])
 def test_an_onnx_file_gives_what_its_network_gives(tmp_path: Path, maps: bool, batch: int | str) -> None:
     module = Tiny(maps)
     encoder = load_encoder(str(write_onnx(tmp_path / "tiny.onnx", module, batch)))
@@ -125,7 +136,7 @@ def test_files_that_are_no_onnx(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"not a model")
     with pytest.raises(ReadError, match=r"bad\.onnx: cannot be read as an ONNX model"):
         load_encoder(str(tmp_path / "bad.onnx"))
-    with pytest.raises(ReadError, match=r"gone\.onnx: no such file"):
+    with pytest.raises(ConfigError, match=r"gone\.onnx: no such file; name the ONNX file"):
         load_encoder(str(tmp_path / "gone.onnx"))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from qgmil.encoders.load import load_encoder
 from qgmil.encoders.pictures import Shaping
 from qgmil.encoders.settings import TissueSearch, read_settings, settings
 from qgmil.encoders.work import Work, find_cells, find_slides
-from qgmil.errors import BagError, ConfigError, ReadError, RunError
+from qgmil.errors import BagError, ConfigError, ManifestError, QGMILError, ReadError, RunError
 from qgmil.files import read_csv
 from qgmil.images.tiling import Grid
 from slides import painted, real_slide, write_ome
@@ -112,6 +114,156 @@ def test_what_is_there_is_kept_and_other_settings_are_refused(tmp_path: Path, en
         RunError, match=r"holds features with grid .*'size': 32.*, not .*'size': 16.*name another folder"
     ):
         extract_bags(works, encoder, slide_settings(encoder, size=16), out)
+
+
+def test_another_slide_of_the_same_name_is_not_taken_for_it(tmp_path: Path, encoder: Encoder) -> None:
+    (one, _) = find_slides([make_slides(tmp_path / "s")])
+    made, out = slide_settings(encoder), tmp_path / "o"
+    extract_bags([one], encoder, made, out)
+    before = (out / "features_tiny" / "a.h5").read_bytes()
+    other = Work("a", (write_ome(tmp_path / "a.ome.tif", painted((512, 384), ((300, 200), 100)), 0.5, 3),))
+    report = extract_bags([other], encoder, made, out)
+    assert report.made == report.kept == 0
+    assert "was made of other images of that name" in report.failed[0][1] and "a.ome.tif" in report.failed[0][1]
+    assert (out / "features_tiny" / "a.h5").read_bytes() == before
+    (tmp_path / "moved").mkdir()
+    moved = Work("a", (one.files[0].rename(tmp_path / "moved" / "a.ome.tif"),))
+    assert extract_bags([moved], encoder, made, out).kept == 1  # the same file at another place
+    assert extract_bags([other], encoder, made, out, remake=True).made == 1
+    assert (out / "features_tiny" / "a.h5").read_bytes() != before
+
+
+def test_tables_that_are_somebody_elses(tmp_path: Path, encoder: Encoder) -> None:
+    """Nothing is encoded before they are looked at."""
+    works, made = find_slides([make_slides(tmp_path / "s")]), slide_settings(encoder)
+    for name, text, match in (
+        ("bags.csv", "case,diag\nx,y\n", "no column of feature files|bags.csv that is not from qgmil extract"),
+        ("bags.csv", "bag_id,features\nx,y.h5\n", "has a bags.csv that is not from qgmil extract; name another folder"),
+        ("failed.csv", "id,why\n1,2\n", "failed.csv: is not from qgmil extract"),
+        ("unreadable.csv", "bag_id,reason\n1,2\n", "unreadable.csv: is not from qgmil extract"),
+    ):
+        out = tmp_path / f"o{len(list(tmp_path.iterdir()))}"
+        out.mkdir()
+        (out / name).write_text(text)
+        with pytest.raises(QGMILError, match=match):
+            extract_bags(works, encoder, made, out)
+        assert [p.name for p in out.iterdir()] == [name] and (out / name).read_text() == text
+
+
+def test_rows_of_the_table_are_never_lost(tmp_path: Path, encoder: Encoder) -> None:
+    folder = make_slides(tmp_path / "s")
+    works, made, out = find_slides([folder]), slide_settings(encoder), tmp_path / "o"
+    works = [replace(w, label="source", patient_id=w.bag_id) for w in works]
+    extract_bags(works, encoder, made, out)
+    table = out / "bags.csv"
+    table.write_text(table.read_text().replace("a,a,source,", "a,P7,mine,"))
+    (out / "features_tiny" / "a.h5").unlink()
+    (folder / "a.ome.tif").write_bytes(b"broken")
+    extract_bags(works, encoder, made, out)
+    rows = {r["bag_id"]: r for r in read_csv(table)}
+    assert (rows["a"]["patient_id"], rows["a"]["label"]) == ("P7", "mine") and rows["b"]["label"] == "source"
+    table.write_text(table.read_text() + "b,,again,features_tiny/b.h5,\n")
+    before = table.read_text()
+    with pytest.raises(ManifestError, match="bag id 'b' is there 2 times"):
+        extract_bags(works, encoder, made, out)
+    assert table.read_text() == before
+
+
+def test_another_encoder_or_foreign_tiles_do_not_mix(tmp_path: Path, encoder: Encoder) -> None:
+    (work, _) = find_slides([make_slides(tmp_path / "s")])
+    made, out = slide_settings(encoder), tmp_path / "o"
+    extract_bags([work], encoder, made, out)
+    torch.manual_seed(3)
+    other = load_encoder(str(write_onnx(tmp_path / "other.onnx", Tiny())))
+    with pytest.raises(RunError, match="holds features with weights"):
+        extract_bags([work], other, slide_settings(other), out)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "a.csv").write_text("x,y\n100,100\n")
+    theirs = replace(made, tissue=None)
+    with pytest.raises(RunError, match="holds features with tissue"):
+        extract_bags([work], encoder, theirs, out, coords=tmp_path / "c")
+    for path in (out / "features_tiny").glob("*.h5"):
+        path.unlink()
+    assert (
+        extract_bags([work], encoder, theirs, out, coords=tmp_path / "c").instances == 1
+    )  # nothing there, nothing mixed
+    coarse = find_slides([write_ome(tmp_path / "k.ome.tif", painted((512, 384), ((200, 200), 140)), 2.0)])
+    (tmp_path / "c" / "k.csv").write_text("x,y\n100,100\n")
+    report = extract_bags(coarse, encoder, theirs, tmp_path / "p", coords=tmp_path / "c")
+    assert "would be blown up" in report.failed[0][1]
+
+
+def test_an_error_waits_for_the_readers(tmp_path: Path, encoder: Encoder) -> None:
+    """A slide that is closed while a thread reads it takes the process down."""
+    (work, _) = find_slides([make_slides(tmp_path / "s")])
+    pictures = open_pictures(work, slide_settings(encoder))
+    reading, most, closed = [0], [0], []
+
+    class Slow:
+        names, facts = None, pictures.facts
+
+        def __len__(self) -> int:
+            return len(pictures)
+
+        def picture(self, row: int) -> Image.Image:
+            assert not closed
+            reading[0] += 1
+            most[0] = max(most[0], reading[0])
+            time.sleep(0.02)
+            reading[0] -= 1
+            return pictures.picture(row)
+
+    def stop(_: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_all(Slow(), replace(encoder, run=stop), workers=4, batch_size=2)  # type: ignore[arg-type]
+    assert most[0] > 1 and reading[0] == 0
+    closed.append(True)
+    time.sleep(0.1)
+    pictures.close()
+
+
+def test_numbers_beyond_half_precision_are_kept(tmp_path: Path, encoder: Encoder) -> None:
+    large = replace(encoder, run=lambda x: encoder.run(x) * 1e6)
+    extract_bags(find_cells([cells(tmp_path / "cells")]), large, cell_settings(encoder), tmp_path / "o")
+    found = read_bag_file(tmp_path / "o" / "features_tiny" / "p1.h5").features
+    assert found.dtype == torch.float32 and float(found.abs().max()) > 65504 and bool(torch.isfinite(found).all())
+
+
+def test_names_that_are_no_text(tmp_path: Path, encoder: Encoder) -> None:
+    folder = cells(tmp_path / "cells") / "apl" / "p1"
+    (folder / "c0.png").rename(folder / os.fsdecode(b"c\xff.png"))
+    report = extract_bags(find_cells([tmp_path / "cells"]), encoder, cell_settings(encoder), tmp_path / "o")
+    assert report.failed == []
+    assert set(read_bag_file(tmp_path / "o" / "features_tiny" / "p1.h5").instance_ids or ()) == {"c\\udcff", "c1", "c2"}
+
+
+def test_images_of_a_flat_folder_belong_to_no_bag_alone(tmp_path: Path, encoder: Encoder) -> None:
+    """What the table says of images is what `qgmil check --images` looks at."""
+    (tmp_path / "flat").mkdir()
+    rows = ["image,bag_id"]
+    for i in range(4):
+        Image.new("RGB", (32, 32), (60 * i, 9, 9)).save(tmp_path / "flat" / f"{i}.png")
+        rows.append(f"flat/{i}.png,b{i // 2}")
+    (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
+    extract_bags(find_cells([tmp_path / "t.csv"]), encoder, cell_settings(encoder), tmp_path / "o")
+    assert {r["images"] for r in read_csv(tmp_path / "o" / "bags.csv")} == {""}
+    deep = tmp_path / "deep" / "apl" / "p1"
+    for part in ("s1", "s2"):
+        (deep / part).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(deep / part / "1.png")
+    extract_bags(find_cells([tmp_path / "deep"]), encoder, cell_settings(encoder), tmp_path / "p")
+    assert [r["images"] for r in read_csv(tmp_path / "p" / "bags.csv")] == [str(deep)]
+
+
+def test_sixteen_bits_of_colour_are_left_out(tmp_path: Path, encoder: Encoder) -> None:
+    import tifffile
+
+    folder = cells(tmp_path / "cells") / "apl" / "p1"
+    tifffile.imwrite(folder / "deep.tif", np.full((32, 32, 3), 4000, np.uint16), photometric="rgb")
+    extract_bags(find_cells([tmp_path / "cells"]), encoder, cell_settings(encoder), tmp_path / "o")
+    assert [r["image"] for r in read_csv(tmp_path / "o" / "unreadable.csv")] == ["deep"]
 
 
 def test_labels_of_the_user_stay_in_the_table(tmp_path: Path, encoder: Encoder) -> None:
@@ -282,11 +434,20 @@ def test_coordinates_of_other_tools(tmp_path: Path, encoder: Encoder) -> None:
 
     (folder / "b.csv").write_text("x,y\n64,64\n128,64\n200,100\n")
     assert edges() == (corners.tolist(), 64.0)  # 32 px at 0.5 on a slide of 0.25
-    write_coords(folder / "b.h5", corners, patch_size=32, patch_level=1, downsample=np.array([2.5, 2.5]))  # CLAM
-    assert edges() == (corners.tolist(), 80.0)
+    write_coords(folder / "b.h5", corners, patch_size=32, patch_level=1, downsample=np.array([2.0, 2.0]))  # CLAM
+    (folder / "b.csv").unlink()
+    assert edges() == (corners.tolist(), 64.0)
     write_coords(folder / "b_patches.h5", corners, patch_size=256, patch_size_level0=96, target_magnification=20)
-    assert edges() == (corners.tolist(), 96.0)
-    write_coords(folder / "b_patches.h5", corners * 9, patch_size=256, patch_size_level0=96, target_magnification=20)
+    with pytest.raises(ReadError, match=r"b_patches\.h5: has tiles of 96 .* of 64; .* 1\.5 times the --mpp"):
+        edges()
+    write_coords(folder / "b_patches.h5", corners, patch_size=32, patch_size_level0=64, target_magnification=20)
+    assert edges() == (corners.tolist(), 64.0)
+    (folder / "b.csv").write_text("x,y\n1e30,0\n")
+    (folder / "b_patches.h5").rename(folder / "kept")
+    (folder / "b.h5").unlink()
+    with pytest.raises(ReadError, match=r"b\.csv: line 2: x '1e30' and y '0' must be numbers"):
+        edges()
+    write_coords(folder / "b_patches.h5", corners * 9, patch_size=32, patch_size_level0=64, target_magnification=20)
     with pytest.raises(BagError, match="is it the slide that they were cut from"):
         edges()
     with pytest.raises(ReadError, match=r"has no coordinates of 'b'; looked for 'b_patches\.h5', 'b\.h5', 'b\.csv'"):

@@ -160,7 +160,8 @@ def test_the_verb_goes_on_and_refuses_another_experiment(tmp_path: Path, capsys:
     Image.new("RGB", (8, 8)).save(tmp_path / "plain" / "a.png")
     assert run("finetune", tmp_path / "plain", "-o", tmp_path / "p") == 1
     assert "no cells have a class" in capsys.readouterr().err and not (tmp_path / "p").exists()
-    assert run(*words[:3], tmp_path / "q", "--options.widht", "8") == 1 and not (tmp_path / "q").exists()
+    for wrong in (("--options.widht", "8"), ("--input-size", "4"), ("--folds", "9")):
+        assert run(*words[:3], tmp_path / "q", *wrong) == 1 and not (tmp_path / "q").exists()
     assert run(*words[:3], tmp_path / "cells", *words[4:]) == 1
     assert "is none of ours" in " ".join(capsys.readouterr().err.split())
 

@@ -64,11 +64,22 @@ def test_names_that_are_twice_keep_their_ending(tmp_path: Path) -> None:
 def test_tars(tmp_path: Path) -> None:
     write_tar(tmp_path / "t" / "p1.tar", "b.png", "a.png")
     write_tar(tmp_path / "t" / "p2.tar.gz", "x/1.png", "x/2.png", mode="w:gz")
-    assert said(find_cells([tmp_path / "t"])) == {"p1": (None, "p1", ("b", "a")), "p2": (None, "p2", ("1", "2"))}
+    assert said(find_cells([tmp_path / "t"])) == {"p1": (None, "p1", ("a", "b")), "p2": (None, "p2", ("1", "2"))}
     write_tar(tmp_path / "u" / "apl" / "p3.tar", "1.png")
     assert said(find_cells([tmp_path / "u"])) == {"p3": ("apl", "p3", ("1",))}
     tree = write_tar(tmp_path / "tree.tar", "apl/p4/1.png", "aml/p5/1.png", "aml/p5/2.png")
     assert said(find_cells([tree])) == {"p4": ("apl", "p4", ("1",)), "p5": ("aml", "p5", ("1", "2"))}
+    usual = write_tar(tmp_path / "cells.tar", "cells/apl/p6/1.png", "cells/aml/p7/1.png")  # tar cf cells.tar cells
+    assert said(find_cells([usual])) == {"p6": ("apl", "p6", ("1",)), "p7": ("aml", "p7", ("1",))}
+    alone = write_tar(tmp_path / "p8.tar", "p8/10.png", "p8/9.png")
+    assert said(find_cells([alone])) == {"p8": (None, "p8", ("9", "10"))}
+    with pytest.raises(ReadError, match=r"odd\.tar: all images are below 'top', which may be a class or not"):
+        find_cells([write_tar(tmp_path / "odd.tar", "top/a/p1/1.png", "top/b/p2/1.png")])
+    deep = write_tar(tmp_path / "v" / "apl" / "p9" / "x1.tar", "1.png").parents[2]
+    assert said(find_cells([deep])) == {"x1": ("apl", "p9", ("1",))}
+    write_tar(tmp_path / "w" / "a" / "b" / "c" / "x.tar", "1.png")
+    with pytest.raises(ReadError, match=r"x\.tar: lies deeper than <class>/<patient>/"):
+        find_cells([tmp_path / "w"])
     with pytest.raises(ReadError, match=r"none\.tar: has no images of cells"):
         find_cells([write_tar(tmp_path / "none.tar", "a.txt")])
     (tmp_path / "bad.tar").write_bytes(b"no tar" * 200)
@@ -140,6 +151,10 @@ def test_slides_of_folders_files_and_tables(tmp_path: Path) -> None:
     table.write_text("slide,mpp\ns/a.svs,fine\n")
     with pytest.raises(ManifestError, match="line 2: mpp is 'fine'; expected microns per pixel"):
         find_slides([table])
+    assert len(find_slides([root / "a.svs", root / "a.svs"])) == 1
+    (tmp_path / "a.h5").write_bytes(b"x")
+    with pytest.raises(ReadError, match=r"a\.h5: is a file of features, not a slide"):
+        find_slides([tmp_path / "a.h5"])
     with pytest.raises(ManifestError, match=r"would be bag 'a'"):
         find_slides([root / "a.svs", touch(tmp_path, "a.svs") / "a.svs"])
     (tmp_path / "void").mkdir()

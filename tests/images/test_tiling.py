@@ -105,6 +105,12 @@ def test_what_cannot_be_cut_is_said(tmp_path: Path) -> None:
         cut(made, found, Grid(224, 1.0), 0.5)
     with pytest.raises(BagError, match=r"was scanned at 0\.5 microns per pixel, tiles of 0\.25 would be blown up"):
         cut(made, found, Grid(64, 0.25), 0.5)
+    small = find_tissue(made, 0.5)  # the disc is 0.003 mm²
+    with pytest.raises(BagError, match=r"\(0\.000 mm² in all, 0\.00[34] in pieces that are too small"):
+        cut(made, small, Grid(64, 0.5), 0.5)
+    for value in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(BagError, match=r"slide\.png: slide_mpp is .*; expected microns per pixel"):
+            slide_mpp(made, value)
     empty = find_tissue(slide(tmp_path, (300, 200)), 0.5)
-    with pytest.raises(BagError, match=r"no tissue was found \(0\.00 mm² in all.*--tissue all"):
+    with pytest.raises(BagError, match=r"no tissue was found \(0\.000 mm² in all.*--min-area, .*--tissue all"):
         cut(made, empty, Grid(64, 0.5), 0.5)

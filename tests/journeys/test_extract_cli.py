@@ -100,6 +100,53 @@ def test_slides_to_predictions_with_overlays(run: Run, cohort: Path, tmp_path: P
     assert not (tmp_path / "one_overlays").exists()
 
 
+def test_predict_knows_patients_says_failures_and_never_mistakes_a_slide(
+    run: Run, cohort: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert run("train", cohort / "f" / "bags.csv", "-o", out, *PLAIN).code == 0
+    seen = next(r["patient_id"] for r in read_csv(out / "split.csv") if r["part"] == "train")
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    for i, name in enumerate(("x0", "x1")):
+        (tmp_path / "deep" / "er" / f"{name}.png").write_bytes((cohort / f"s{i}.png").read_bytes())
+    table = tmp_path / "new.csv"
+    table.write_text(f"slide,mpp,patient_id\ndeep/er/x0.png,0.5,{seen}\ndeep/er/x1.png,0.5,new\n")
+    assert run("predict", out, table, "-o", tmp_path / "t.csv", "--no-overlays").code == 0
+    assert [r["seen"] for r in read_csv(tmp_path / "t.csv")] == ["yes", "no"]  # by the patient, under another name
+    done = run("predict", out, tmp_path / "deep", "-o", tmp_path / "d.csv", "--slide-mpp", "0.5")
+    assert done.code == 0 and len(read_csv(tmp_path / "d.csv")) == 2
+    assert {p.name for p in (tmp_path / "d_overlays").iterdir()} == {"x0.png", "x1.png"}
+    words = ("-o", tmp_path / "deep" / "said.csv", "--slide-mpp", "0.5")  # among the slides: not taken for slides again
+    assert run("predict", out, tmp_path / "deep", *words).code == 0
+    assert run("predict", out, tmp_path / "deep", *words, "--overwrite").code == 0
+    (tmp_path / "deep" / "er" / "x1.png").write_bytes(b"broken")
+    done = run("predict", out, tmp_path / "deep", "-o", tmp_path / "b.csv", "--slide-mpp", "0.5")
+    assert done.code == 1 and [r["bag_id"] for r in read_csv(tmp_path / "b.csv")] == ["x0"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x0.png").write_bytes((cohort / "s3.png").read_bytes())
+    again = ("predict", out, tmp_path / "other", "-o", tmp_path / "b.csv", "--slide-mpp", "0.5", "--no-overlays")
+    (tmp_path / "b.csv").unlink()
+    done = run(*again)
+    assert done.code == 1 and done.says("was made of other images of that name") and not (tmp_path / "b.csv").exists()
+    assert run(*again, "--overwrite").code == 0
+    done = run("predict", out, cohort / "s3.png", "-o", tmp_path / "c.csv", "--slide-mpp", "0.5", "--no-overlays")
+    assert done.code == 0
+    (one,), (two,) = read_csv(tmp_path / "b.csv"), read_csv(tmp_path / "c.csv")
+    assert one["probability_fine"] == two["probability_fine"]
+    features = cohort / "f" / "features_efficientnet_lite0" / "s0.h5"
+    done = run("predict", out, cohort / "s0.png", features, "-o", tmp_path / "m.csv")
+    assert done.code == 1 and done.says("slides and files of features are predicted one kind at a time")
+
+
+def test_extracting_into_the_folder_of_the_slides_goes_on(run: Run, cohort: Path, tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "a.png").write_bytes((cohort / "s0.png").read_bytes())
+    words = ("extract", tmp_path / "s", "-o", tmp_path / "s" / "features", *SIZES, "--slide-mpp", "0.5")
+    assert run(*words).code == 0
+    done = run(*words)
+    assert done.code == 0 and done.says("0 bags made of 0 images; 1 were there")
+
+
 def test_predict_refuses_what_would_be_another_encoding(run: Run, cohort: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert run("train", cohort / "f" / "bags.csv", "-o", out, *PLAIN).code == 0
@@ -178,6 +225,8 @@ def test_failures_end_with_one_and_are_listed(run: Run, cohort: Path, tmp_path: 
         (("--centre", "64"), "--centre is about images of cells: add --cells"),
         (("--mpp", "0.5", "--magnification", "20"), "give --mpp or --magnification, not both"),
         (("--magnification", "0"), "--magnification 0.0: is above 0"),
+        (("--mpp", "0"), "mpp=0.0: microns per pixel are above 0"),
+        (("--min-area", "nan"), "min_area=nan: is an area in mm², not below 0"),
         (("--encoder", "resnet"), "there is no encoder 'resnet'"),
         (("--tile", "4"), "tile=4: a tile has an edge of at least 8"),
         (("--weights", "gone.pth"), "gone.pth: no such file"),

@@ -149,13 +149,21 @@ def plan(encoder: Any, asked: str, tiling: Tiling, cells: Cells) -> Any:
     if tiling.magnification is not None and tiling.magnification <= 0:
         raise ConfigError(f"--magnification {tiling.magnification}: is above 0, for instance 20")
     mpp = tiling.mpp if tiling.magnification is None else MICRONS / tiling.magnification
-    grid = Grid(tiling.tile or encoder.info.input_size, mpp or 0.5, tiling.overlap, tiling.min_tissue)
+    grid = Grid(tiling.tile or encoder.info.input_size, 0.5 if mpp is None else mpp, tiling.overlap, tiling.min_tissue)
     search = TissueSearch(tiling.pens, tiling.min_area, tiling.max_hole, tiling.tissue == "all")
-    return settings(encoder, asked, grid=grid, tissue=search)
+    return settings(encoder, asked, grid=grid, tissue=search if tiling.coords is None else None)
 
 
 def run(
-    works: list[Any], encoder: Any, made: Any, output: Path, encoding: Encoding, tiling: Tiling, *, quiet: bool
+    works: list[Any],
+    encoder: Any,
+    made: Any,
+    output: Path,
+    encoding: Encoding,
+    tiling: Tiling,
+    *,
+    quiet: bool,
+    remake: bool = False,
 ) -> int:
     """Extract with progress, and say what became of it."""
     import os
@@ -175,13 +183,14 @@ def run(
             slide_mpp=tiling.slide_mpp,
             coords=tiling.coords,
             previews=tiling.previews,
+            remake=remake,
             on_bag=lambda number, work, said: progress(number, f"{work.bag_id}: {said}"),
         )
     if not quiet:
         rate = f", {report.instances / report.seconds:.0f} a second" if report.seconds else ""
         say(
-            f"{report.made} bags made of {report.instances:,} images{rate}; {report.kept} were there; "
-            f"table: {report.manifest}"
+            f"{report.made} bags made of {report.instances:,} images{rate}; {report.kept} were there"
+            + (f"; table: {report.manifest}" if report.manifest.is_file() else "")
         )
     if report.unreadable:
         say(f"{len(report.unreadable)} images could not be read and are left out: {output / UNREADABLE}")

@@ -90,7 +90,10 @@ def finetune(
     import dataclasses
 
     from qgmil.bags.splits import kfold
+    from qgmil.encoders.base import sized
     from qgmil.encoders.finetune import FinetuneConfig
+    from qgmil.encoders.pictures import Shaping
+    from qgmil.encoders.registry import DEFAULT, ENCODERS
     from qgmil.encoders.work import find_cells
     from qgmil.files import write_json
     from qgmil.models.registry import create_model
@@ -109,10 +112,11 @@ def finetune(
         **looking.model_dump(), **asdict(config),
     }  # fmt: skip
     create_model(model, in_dim=1280, num_classes=len(classes), **given)  # names what is wrong before anything is made
-    _claim(output, asked)
+    sized(ENCODERS[DEFAULT], looking.input_size), Shaping(looking.fit, looking.centre)
     groups = [w.patient_id or w.bag_id for w in works]
     splits = kfold([w.bag_id for w in works], [w.label for w in works], groups, k=folds, seed=config.seed)
     by_id = {w.bag_id: w for w in works}
+    _claim(output, asked)
     for number, split in enumerate(splits):
         folder = output / f"fold{number}"
         if not (folder / METRICS).is_file():

@@ -29,7 +29,7 @@ def predict(
     encoding: Annotated[Encoding | None, flat("Slides and cells: encoder")] = None,
     tiling: Annotated[Tiling | None, flat("Slides")] = None,
     cells: Annotated[Cells | None, flat("Cells")] = None,
-) -> None:
+) -> int:
     """Predict bags with a run: the mean over its models, probabilities calibrated and not.
 
     Slides and images of cells are tiled, encoded and predicted in one go, as the run's own features were made
@@ -54,6 +54,11 @@ def predict(
         Replace the output file if it exists.
     overlays
         Of slides: draw the attention on each, into the folder OUTPUT_overlays.
+
+    Returns
+    -------
+    int
+        1 if a slide could not be made into a bag; the others are predicted.
     """
     from qgmil.cli.output import Counter, say
     from qgmil.files import write_csv
@@ -62,10 +67,13 @@ def predict(
     check_new(output, overwrite=overwrite)
     loaded = load_run(run)
     slides: dict[str, Path] = {}
+    whole = True
     if are_images(bags, cells):
         if data is not None and data.model_fields_set:
             raise ConfigError("options of the group Bags say how feature files are read; these are images")
-        bags, slides = encode(run, bags, output, encoding or Encoding(), tiling or Tiling(), cells or Cells())
+        images = (encoding or Encoding(), tiling or Tiling(), cells or Cells())
+        table, slides, whole = encode(run, bags, output, *images, overwrite=overwrite)
+        bags = [table]
     found = open_asked(loaded, bags[0] if len(bags) == 1 else bags, **given(data))
     settings = {k: v for k, v in (("device", device), ("batch_size", batch_size)) if v is not None}
     with Counter("bags", len(found) * len(loaded.members)) as count:
@@ -81,3 +89,4 @@ def predict(
     say(f"{len(rows)} bags predicted by {len(loaded.members)} models{note}: {output}")
     if slides and overlays:
         draw(loaded, found, slides, output, device, overwrite=overwrite)
+    return int(not whole)

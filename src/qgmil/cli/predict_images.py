@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,38 @@ def are_images(sources: Sequence[Path], cells: Cells | None) -> bool:
 
     if cells is not None and cells.cells:
         return True
+    kinds = {_kind(source, feature_suffixes(), SUFFIXES) for source in sources}
+    if kinds == {"features", "slides"}:
+        raise ConfigError("slides and files of features are predicted one kind at a time: give them to two commands")
     first = sources[0]
-    if first.is_dir():
-        names = [p.suffix.lower() for p in first.iterdir() if not p.name.startswith(".")]
-        return not any(n in feature_suffixes() for n in names) and any(n in SUFFIXES for n in names)
     if first.suffix.lower() in TABLE_SUFFIXES and len(sources) == 1 and first.is_file():
         columns = set(read_text_table(first).columns)
         return bool(columns & COLUMNS) and not columns & set(FILE_COLUMNS)
-    return first.suffix.lower() in SUFFIXES
+    return "slides" in kinds
+
+
+def _kind(source: Path, features: Collection[str], slides: Collection[str]) -> str:
+    """What a file is by its ending, and a folder by what is in it."""
+    from qgmil.images.slides import files_under
+
+    if source.is_dir():
+        found = {p.suffix.lower() for p in files_under(source)}
+        return "features" if found & set(features) else "slides" if found & set(slides) else "unknown"
+    end = source.suffix.lower()
+    return "slides" if end in slides else "features" if end in features else "unknown"
 
 
 def encode(
-    folder: Path, sources: Sequence[Path], output: Path, encoding: Encoding, tiling: Tiling, cells: Cells
-) -> tuple[list[Path], dict[str, Path]]:
-    """The feature files of the images, made as the run's own were, and the slides by bag.
+    folder: Path,
+    sources: Sequence[Path],
+    output: Path,
+    encoding: Encoding,
+    tiling: Tiling,
+    cells: Cells,
+    *,
+    overwrite: bool,
+) -> tuple[Path, dict[str, Path], bool]:
+    """A table of the images' features, made as the run's own were, the slides by bag, and whether all could be made.
 
     They lie in the folder ``OUTPUT_bags``; what is there already is not made again.
 
@@ -44,11 +63,13 @@ def encode(
         ConfigError: nobody says how the run's features were made, or options say something else.
         QGMILError: nothing could be encoded.
     """
+    from qgmil.bags.manifest import BagRecord, Manifest
     from qgmil.encoders.extract import FAILED
     from qgmil.encoders.load import load_encoder
     from qgmil.encoders.settings import read_settings
     from qgmil.encoders.work import find_cells, find_slides
-    from qgmil.training.runfolder import EXTRACTED
+    from qgmil.encoders.writing import fingerprint, made_of
+    from qgmil.images.slides import EXTRACTED
 
     check_kind(tiling, cells)
     made = read_settings(folder / EXTRACTED) if (folder / EXTRACTED).is_file() else None
@@ -61,29 +82,32 @@ def encode(
     if made is not None:
         _agree(folder, made, encoding, tiling, cells)
         asked |= {"input_size": made.input_size, "resize": made.resize}
-    encoder = load_encoder(made.encoder if made is not None else encoding.encoder, **asked)
+    typed = made is None or "encoder" in encoding.model_fields_set
+    encoder = load_encoder(encoding.encoder if typed or made is None else made.encoder, **asked)
     if made is None:
         made = plan(encoder, encoding.encoder, tiling, cells)
     elif encoder.weights != made.weights:
         raise ConfigError(
             f"{folder}: its features were made with other weights of {made.encoder} (SHA-256 {made.weights[:12]}..., "
-            f"not {encoder.weights[:12]}...): name that checkpoint with --weights"
+            f"not {encoder.weights[:12]}...): name them with --weights, or the ONNX file with --encoder"
         )
-    if made.tissue is not None:
-        made = replace(made, tissue=_search(made.tissue, tiling))
+    if made.grid is not None:
+        made = replace(made, tissue=None if tiling.coords is not None else _search(made.tissue, tiling))
     works = find_cells(sources) if made.kind == "cells" else find_slides(sources)
     bags = output.with_name(f"{output.stem}_bags")
-    run(works, encoder, made, bags, encoding, tiling, quiet=False)
+    failed = run(works, encoder, made, bags, encoding, tiling, quiet=False, remake=overwrite)
     files = {w.bag_id: bags / f"features_{encoder.info.name}" / f"{w.bag_id}.h5" for w in works}
-    there = [path for path in files.values() if path.is_file()]
-    if not there:
+    done = [w for w in works if files[w.bag_id].is_file() and made_of(files[w.bag_id]) == fingerprint(w.files)]
+    if not done:
         raise QGMILError(f"no bag could be made of the images: {bags / FAILED} says why")
-    slides = {w.bag_id: w.files[0] for w in works if w.names is None and files[w.bag_id].is_file()}
-    return there, slides
+    table = bags / "asked.csv"  # with patients, so that what shaped the run is known by them
+    Manifest(tuple(BagRecord(w.bag_id, w.label, w.patient_id, (files[w.bag_id],)) for w in done)).to_csv(table)
+    return table, {w.bag_id: w.files[0] for w in done if w.names is None}, not failed
 
 
 def _agree(folder: Path, made: Any, encoding: Encoding, tiling: Tiling, cells: Cells) -> None:
     """Refuse options that contradict what the run's features were made with (where tissue lies is free)."""
+
     if (made.kind == "cells") != cells.cells:
         raise ConfigError(
             f"{folder}: was trained on {made.kind}: {'add' if made.kind == 'cells' else 'leave out'} --cells"
@@ -107,12 +131,14 @@ def _agree(folder: Path, made: Any, encoding: Encoding, tiling: Tiling, cells: C
 
 def _search(search: Any, tiling: Tiling) -> Any:
     """How tissue is looked for on new slides: as in training, but for what was typed."""
+    from qgmil.encoders.settings import TissueSearch
+
     typed: dict[str, Any] = {
         n: getattr(tiling, n) for n in ("pens", "min_area", "max_hole") if n in tiling.model_fields_set
     }
     if "tissue" in tiling.model_fields_set:
         typed["everything"] = tiling.tissue == "all"
-    return replace(search, **typed)
+    return replace(search or TissueSearch(), **typed)
 
 
 def draw(
@@ -137,11 +163,10 @@ def draw(
         except ConfigError as error:  # an aggregator without attention
             say(f"no overlays: {error}")
             return
-        slide = open_slide(slides[bag_id])
-        made = make_overlay(place_tiles(said.bag), said.scores, slide)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_overlay(made, target, opacity=0.5, title=said.headline)
-        slide.close()
+        with closing(open_slide(slides[bag_id])) as slide:
+            made = make_overlay(place_tiles(said.bag), said.scores, slide)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_overlay(made, target, opacity=0.5, title=said.headline)
         drawn += 1
     if drawn:
         say(f"{drawn} overlays: {folder}")

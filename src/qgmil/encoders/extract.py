@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,16 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qgmil.bags.manifest import BagRecord, Manifest, scan_manifest
+from qgmil.bags.problems import raise_problems
 from qgmil.encoders.base import Encoder, EncoderError
 from qgmil.encoders.pictures import CellFiles, CellTar, Pictures, Tiles
 from qgmil.encoders.settings import Extraction, TissueSearch, claim
 from qgmil.encoders.work import Work
-from qgmil.encoders.writing import slide_facts, write_bag
+from qgmil.encoders.writing import fingerprint, made_of, slide_facts, write_bag
 from qgmil.errors import BagError, QGMILError, ReadError
 from qgmil.files import read_csv, write_csv
 from qgmil.images.coordinates import read_coordinates
 from qgmil.images.slides import PlainImage, Slide, open_slide
-from qgmil.images.tiling import cut, preview, slide_mpp
+from qgmil.images.tiling import check_scale, cut, preview, slide_mpp
 from qgmil.images.tissue import Tissue, find_tissue
 
 MANIFEST, FAILED, UNREADABLE = "bags.csv", "failed.csv", "unreadable.csv"
@@ -68,6 +72,7 @@ def extract_bags(
     slide_mpp: float | None = None,
     coords: Path | None = None,
     previews: bool = True,
+    remake: bool = False,
     on_bag: Callable[[int, Work, str], None] | None = None,
 ) -> Report:
     """Make every bag that is not there yet.
@@ -82,28 +87,27 @@ def extract_bags(
         batch_size: pictures at a time.
         slide_mpp: microns per pixel of slides, instead of what they say.
         coords: folder of coordinates that another tool made, instead of looking for tissue.
+        remake: make a bag anew whose features are of other images, instead of refusing it.
         previews: draw the tissue and tiles of each slide.
         on_bag: told the number of bags done, the bag, and what became of it.
 
     Raises:
-        RunError: the folder holds features of other settings.
+        RunError: the folder holds features of other settings, or a table of somebody else's.
+        ManifestError, ReadError: a table or list of failures in it that cannot be read.
         EncoderError: the encoder does not give what it should.
     """
     folder = output / f"features_{encoder.info.name}"
-    claim(folder, made)
+    table = _table(output / MANIFEST)
     asked = {work.bag_id for work in works}
-    report = Report(output / MANIFEST, unreadable=_known(output / UNREADABLE))
-    report.before = [f for f in _failed(output / FAILED) if f[0] not in asked]
-    job = _Job(encoder, made, folder, output, report, workers, batch_size, slide_mpp, coords, previews)
+    known = [f for f in _rows(output / FAILED, "reason") if f[0] not in asked]
+    report = Report(output / MANIFEST, before=known, unreadable=_rows(output / UNREADABLE, "image", "reason"))
+    claim(output, folder, made)
+    job = _Job(encoder, made, folder, output, report, workers, batch_size, slide_mpp, coords, previews, remake)
     for number, work in enumerate(works, start=1):
-        if job.path(work).is_file():
-            report.kept += 1
-            said = "is there already"
-        else:
-            said = job.one(work)
+        said = job.one(work)
         if on_bag is not None:
             on_bag(number, work, said)
-    _write(report, works, folder, output)
+    _write(report, works, folder, output, table)
     return report
 
 
@@ -121,6 +125,7 @@ class _Job:
     slide_mpp: float | None
     coords: Path | None
     previews: bool
+    remake: bool
 
     def path(self, work: Work) -> Path:
         """The file of a bag."""
@@ -130,8 +135,12 @@ class _Job:
         """Make one bag, or note why not; returns what became of it."""
         report = self.report
         start = time.perf_counter()
-        report.unreadable = [u for u in report.unreadable if u[0] != work.bag_id]
         try:
+            source = fingerprint(work.files)
+            if self._is_there(work, source):
+                report.kept += 1
+                return "is there already"
+            report.unreadable = [u for u in report.unreadable if u[0] != work.bag_id]
             pictures = self._open(work)
             try:
                 features, rows, lost = encode_all(
@@ -147,7 +156,8 @@ class _Job:
             return f"failed: {error}"
         names = None if pictures.names is None else tuple(pictures.names[r] for r in rows)
         corners = pictures.corners[rows] if isinstance(pictures, Tiles) else None
-        write_bag(self.path(work), features, self.made, pictures.facts, names, corners)
+        precision = "32" if self.encoder.autocast is None else str(self.encoder.autocast).removeprefix("torch.")
+        write_bag(self.path(work), features, self.made, pictures.facts, names, corners, source, precision)
         report.unreadable += [(work.bag_id, name, reason) for name, reason in lost]
         if lost:
             _failures(report, self.output)
@@ -157,6 +167,18 @@ class _Job:
         report.seconds += seconds
         what = "cells" if pictures.names is not None else "tiles"
         return f"{len(rows):,} {what}, {len(rows) / seconds:.0f}/s" + (f", {len(lost)} unreadable" if lost else "")
+
+    def _is_there(self, work: Work, source: str) -> bool:
+        """Whether the bag was made of these very images; of others of that name it is not taken for them."""
+        path = self.path(work)
+        if not path.is_file() or (made_of(path) != source and self.remake):
+            return False
+        if made_of(path) != source:
+            raise BagError(
+                f"{path}: was made of other images of that name than {work.files[0]}; name another folder, give the "
+                "bag another name in a table, or delete the file to make it anew"
+            )
+        return True
 
     def _open(self, work: Work) -> Pictures:
         previews = self.output / PREVIEWS if self.previews else None
@@ -184,9 +206,10 @@ def open_pictures(
                 f"{slide.path}: has more than 8 bits a pixel; which grey is white is yours to say: convert it to 8 bits"
             )
         scale = slide_mpp(slide, work.mpp if work.mpp is not None else mpp)
+        check_scale(slide, made.grid, scale)
         edge = made.grid.level0(scale)
         if coords is not None:
-            corners, edge = read_coordinates(coords, work.bag_id, edge, slide)
+            corners = read_coordinates(coords, work.bag_id, edge, slide)
         else:
             search = made.tissue or TissueSearch()
             tissue = find_tissue(
@@ -226,22 +249,24 @@ def encode_all(
     lost: list[tuple[str, str]] = []
     done: list[Tensor] = []
     clock = time.perf_counter
-    batches = _read(pictures, encoder, workers, batch_size)
-    while True:
-        before = clock()
-        batch = next(batches, None)
-        between = clock()
-        if batch is not None:
-            good = [(row, found) for row, found in batch if isinstance(found, np.ndarray)]
-            lost += [(_name(pictures, row), str(found)) for row, found in batch if not isinstance(found, np.ndarray)]
-            if good:
-                done.append(encoder.encode(np.stack([found for _, found in good])))
-                rows += [row for row, _ in good]
-        if report is not None:
-            report.reading += between - before
-            report.encoding += clock() - between
-        if batch is None:
-            break
+    with closing(_read(pictures, encoder, workers, batch_size)) as batches:  # no thread reads on after an error
+        while True:
+            before = clock()
+            batch = next(batches, None)
+            between = clock()
+            if batch is not None:
+                good = [(row, found) for row, found in batch if isinstance(found, np.ndarray)]
+                lost += [
+                    (_name(pictures, row), str(found)) for row, found in batch if not isinstance(found, np.ndarray)
+                ]
+                if good:
+                    done.append(encoder.encode(np.stack([found for _, found in good])))
+                    rows += [row for row, _ in good]
+            if report is not None:
+                report.reading += between - before
+                report.encoding += clock() - between
+            if batch is None:
+                break
     if not rows:
         raise ReadError(lost[0][1] if lost else "the bag has no pictures")
     return torch.cat(done), np.array(rows, dtype=np.int64), lost
@@ -253,7 +278,7 @@ def _name(pictures: Pictures, row: int) -> str:
 
 def _read(
     pictures: Pictures, encoder: Encoder, workers: int, batch_size: int
-) -> Iterator[list[tuple[int, NDArray[np.uint8] | ReadError]]]:
+) -> Generator[list[tuple[int, NDArray[np.uint8] | ReadError]], None, None]:
     """Pictures as arrays in batches, read ahead by threads (decoding and resizing let go of Python's lock)."""
 
     def read(row: int) -> tuple[int, NDArray[np.uint8] | ReadError]:
@@ -281,12 +306,33 @@ def _read(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _failed(path: Path) -> list[tuple[str, str]]:
-    return [(r["bag_id"], r["reason"]) for r in read_csv(path)] if path.is_file() else []
+def _rows(path: Path, *columns: str) -> list[Any]:
+    """What an earlier extraction noted, as tuples of the bag and these columns.
+
+    Raises:
+        ReadError: a file of that name that is none of ours.
+    """
+    if not path.is_file():
+        return []
+    rows = read_csv(path)
+    if rows and set(rows[0]) != {"bag_id", *columns}:
+        raise ReadError(
+            f"{path}: is not from qgmil extract, which writes a file of that name; move it, or name another folder"
+        )
+    return [tuple(row[c] for c in ("bag_id", *columns)) for row in rows]
 
 
-def _known(path: Path) -> list[tuple[str, str, str]]:
-    return [(r["bag_id"], r["image"], r["reason"]) for r in read_csv(path)] if path.is_file() else []
+def _table(path: Path) -> dict[str, BagRecord]:
+    """The table as it is, with what the user has written into it.
+
+    Raises:
+        ManifestError: it has problems, which writing it again would lose.
+    """
+    if not path.is_file():
+        return {}
+    before, problems = scan_manifest(path, require_labels=False)
+    raise_problems(path, problems)
+    return {record.bag_id: record for record in before.records}
 
 
 def _failures(report: Report, output: Path) -> None:
@@ -302,23 +348,30 @@ def _failures(report: Report, output: Path) -> None:
         write_csv(output / UNREADABLE, rows)
 
 
-def _write(report: Report, works: Sequence[Work], folder: Path, output: Path) -> None:
-    """The table of bags of what is there; bags and columns that were in it before stay."""
+def _write(report: Report, works: Sequence[Work], folder: Path, output: Path, table: dict[str, BagRecord]) -> None:
+    """The table of bags of what is there; rows, labels, patients and columns that were in it before stay."""
     _failures(report, output)
-    records: dict[str, BagRecord] = {}
-    if report.manifest.is_file():
-        before, _ = scan_manifest(report.manifest, require_labels=False)
-        records = {r.bag_id: r for r in before.records if all(f.is_file() for f in r.files)}
+    places = {work.bag_id: _place(work) for work in works}
+    shared = {place for place, count in Counter(places.values()).items() if count > 1}
     for work in works:
         path = folder / f"{work.bag_id}.h5"
-        if path.is_file():
-            old = records.get(work.bag_id)
-            column = "slide" if work.names is None else "images"
-            place = work.files[0] if work.names is None or work.members is not None else work.files[0].parent
-            label, patient = work.label, work.patient_id
-            if old is not None:
-                label, patient = label or old.label, patient or old.patient_id
-            extra = {**(old.extra if old is not None else {}), column: str(place.absolute())}
-            records[work.bag_id] = BagRecord(work.bag_id, label, patient, (path,), extra)
-    if records:
-        Manifest(tuple(records.values())).to_csv(report.manifest)
+        if not path.is_file():
+            continue
+        old = table.get(work.bag_id)
+        label, patient = work.label, work.patient_id
+        if old is not None:
+            label, patient = old.label or label, old.patient_id or patient
+        place = places[work.bag_id]
+        named = {"slide" if work.names is None else "images": "" if place in shared else str(place)}
+        table[work.bag_id] = BagRecord(
+            work.bag_id, label, patient, (path,), {**(old.extra if old is not None else {}), **named}
+        )
+    if table:
+        Manifest(tuple(table.values())).to_csv(report.manifest)
+
+
+def _place(work: Work) -> Path:
+    """The slide, tar or folder with the images of a bag."""
+    if work.names is None or work.members is not None:
+        return work.files[0].absolute()
+    return Path(os.path.commonpath([file.absolute().parent for file in work.files]))

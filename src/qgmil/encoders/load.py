@@ -56,7 +56,7 @@ def load_encoder(
     wide = PRECISIONS["bf16" if device.startswith("cuda") else "32"] if precision == "auto" else PRECISIONS[precision]
     if asked.info.family == "onnx":
         assert asked.weights is not None
-        info, run, digest = onnx.load(asked.info, asked.weights, device)
+        info, run, digest = onnx.load(asked.info, asked.weights, device, input_size)
         return Encoder(sized(info, input_size), run, digest, "cpu", None, resize)
     info, module, digest = LOADERS[asked.info.family](asked.info, asked.weights)
     module = module.eval().requires_grad_(False).to(device)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
+import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from PIL import Image
 
 from qgmil.bags.readers.base import check_path, guarded
 from qgmil.errors import ConfigError, ReadError
-from qgmil.images.instances import decode
+from qgmil.images.instances import COMPRESSED, decode
 from qgmil.images.slides import Slide
 
 FITS = ("pad", "crop", "stretch")
@@ -136,13 +138,14 @@ class CellFiles:
 
 
 class CellTar:
-    """Images in a tar, each a cell; nothing is unpacked to disk."""
+    """Images in a tar, each a cell. A compressed one is decompressed into a temporary file, as threads jump about."""
 
     def __init__(self, path: Path, members: Sequence[tarfile.TarInfo], names: Sequence[str], shaping: Shaping) -> None:
         self.path, self.members, self.names, self.shaping = path, tuple(members), tuple(names), shaping
         self.facts: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._tar: tarfile.TarFile | None = None
+        self._plain: IO[bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.members)
@@ -158,15 +161,29 @@ class CellTar:
     def _bytes(self, member: tarfile.TarInfo) -> bytes:
         with self._lock, guarded(self.path, "a tar"):
             if self._tar is None:
-                self._tar = tarfile.open(self.path)  # noqa: SIM115 - closed by close()
+                self._tar = self._opened()
             stream = self._tar.extractfile(member)
             if stream is None:
                 raise ReadError(f"{self.path}: {member.name} is no file")
             return stream.read()
 
+    def _opened(self) -> tarfile.TarFile:
+        tar = tarfile.open(self.path)  # noqa: SIM115 - closed by close()
+        if not isinstance(tar.fileobj, COMPRESSED):
+            return tar
+        with tar:
+            plain = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close(); the size was looked at before
+            tar.fileobj.seek(0)
+            shutil.copyfileobj(tar.fileobj, plain)
+        plain.seek(0)
+        self._plain = plain
+        return tarfile.open(fileobj=plain)
+
     def close(self) -> None:
         """As `Pictures.close`."""
         with self._lock:
+            if self._plain is not None:
+                self._plain.close()
             if self._tar is not None:
                 self._tar.close()
             self._tar = None

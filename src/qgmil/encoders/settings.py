@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ from qgmil.encoders.base import Encoder
 from qgmil.encoders.pictures import Shaping
 from qgmil.errors import ConfigError, ReadError, RunError
 from qgmil.files import write_json
+from qgmil.images.slides import EXTRACTED
 from qgmil.images.tiling import Grid
-from qgmil.training.runfolder import EXTRACTED
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class TissueSearch:
     max_hole: float = 0.02
     everything: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("min_area", "max_hole"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}={getattr(self, name)}: is an area in mm², not below 0")
+
 
 @dataclass(frozen=True)
 class Extraction:
@@ -35,7 +41,8 @@ class Extraction:
         weights: SHA-256 of its weights.
         input_size: edge of the square that it sees.
         resize: how pictures become that square.
-        grid, tissue: of slides; None for cells.
+        grid: of slides; None for cells.
+        tissue: of slides; None for cells, and where another tool found the tiles.
         shaping: of cells; None for slides.
     """
 
@@ -97,21 +104,24 @@ def read_settings(path: Path) -> Extraction:
     return Extraction.from_dict(values, path)
 
 
-def claim(folder: Path, made: Extraction) -> None:
-    """Note in a folder how its features are made, or see that it is the same as before.
+def claim(output: Path, folder: Path, made: Extraction) -> None:
+    """Note in the output and in its folder of features how they are made, or see that it is the same as before.
 
     Raises:
-        RunError: features of other settings lie there; the first difference is named.
+        RunError: features of other settings lie there, the first difference is named; or a table of somebody else's.
     """
-    path = folder / EXTRACTED
-    if path.is_file():
+    path = output / EXTRACTED
+    if not path.is_file() and (output / "bags.csv").exists():
+        raise RunError(f"{output}: has a bags.csv that is not from qgmil extract; name another folder")
+    if path.is_file() and any(output.glob("features_*/*.h5")):
         before, now = read_settings(path).as_dict(), made.as_dict()
         for name in [n for n in {**before, **now} if n != "encoder"]:  # a file may have moved: its hash counts
             if before.get(name) != now.get(name):
                 raise RunError(
-                    f"{folder}: holds features with {name} {before.get(name)}, not {now.get(name)}: name another "
+                    f"{output}: holds features with {name} {before.get(name)}, not {now.get(name)}: name another "
                     "folder, or ask for the same settings to go on"
                 )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, made.as_dict())
+    for place in (output, folder):
+        write_json(place / EXTRACTED, made.as_dict())

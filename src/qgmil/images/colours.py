@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -141,7 +142,14 @@ def bag_colours(where: Path) -> NDArray[np.float64]:
     """
     if where.is_dir():
         files = sorted(p for p in where.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-        pixels = [_pixels(decode(p, p.stat().st_size, partial(Image.open, p))) for p in _sample(files)]
+        pixels, lost = [], ""
+        for path in _sample(files):
+            try:
+                pixels.append(_pixels(decode(path, path.stat().st_size, partial(Image.open, path))))
+            except ReadError as error:
+                lost = str(error)
+        if files and not pixels:
+            raise ReadError(lost)
     elif not where.is_file():
         raise ReadError(f"{where}: no such file or folder of images")
     elif is_slide(where):
@@ -167,11 +175,10 @@ def _pixels(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _tissue(path: Path) -> NDArray[np.uint8]:
-    slide = open_slide(path)
-    down = max(1.0, max(slide.size) / EDGE)
-    size = (max(1, round(slide.size[0] / down)), max(1, round(slide.size[1] / down)))
-    rgb = np.asarray(slide.region(0, 0, *slide.size, size))
-    slide.close()
+    with closing(open_slide(path)) as slide:
+        down = max(1.0, max(slide.size) / EDGE)
+        size = (max(1, round(slide.size[0] / down)), max(1, round(slide.size[1] / down)))
+        rgb = np.asarray(slide.region(0, 0, *slide.size, size))
     mask, _ = coloured(rgb)
     return rgb[mask] if mask.any() else rgb.reshape(-1, 3)
 

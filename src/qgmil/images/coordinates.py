@@ -17,8 +17,8 @@ from qgmil.images.slides import Slide, check_inside
 NAMES = ("{}_patches.h5", "{}.h5", "{}.csv")
 
 
-def read_coordinates(folder: Path, name: str, edge: float, slide: Slide) -> tuple[NDArray[np.int64], float]:
-    """Corners ``(N, 2)`` of a slide's tiles in level-0 pixels, and their edge.
+def read_coordinates(folder: Path, name: str, edge: float, slide: Slide) -> NDArray[np.int64]:
+    """Corners ``(N, 2)`` of a slide's tiles in level-0 pixels.
 
     Looked for are ``NAME_patches.h5`` (TRIDENT), ``NAME.h5`` (CLAM's patches, or a file of features) and ``NAME.csv``
     with columns x and y.
@@ -26,11 +26,11 @@ def read_coordinates(folder: Path, name: str, edge: float, slide: Slide) -> tupl
     Args:
         folder: where the files lie.
         name: of the slide.
-        edge: of a tile where the file does not say it.
+        edge: of a tile, as it was asked for.
         slide: on which they must lie.
 
     Raises:
-        ReadError: no such file, or no coordinates in it.
+        ReadError: no such file, no coordinates in it, or tiles of another size than was asked for.
         BagError: they do not lie on the slide.
     """
     path = next((p for p in (folder / n.format(name) for n in NAMES) if p.is_file()), None)
@@ -38,11 +38,15 @@ def read_coordinates(folder: Path, name: str, edge: float, slide: Slide) -> tupl
         looked = listing(n.format(name) for n in NAMES)
         raise ReadError(f"{folder}: has no coordinates of {name!r}; looked for {looked}")
     found, own = _from_csv(path) if path.suffix == ".csv" else _from_h5(path)
-    edge = own or edge
+    if own is not None and abs(own - edge) > max(1.0, 0.01 * edge):
+        raise ReadError(
+            f"{path}: has tiles of {own:g} level-0 pixels, and what was asked for are tiles of {edge:g}; for those ask "
+            f"for {own / edge:g} times the --mpp, or as many times the --tile"
+        )
     if not len(found):
         raise ReadError(f"{path}: holds no tiles")
     check_inside(name, found.astype(np.float64), edge, slide)
-    return found, edge
+    return found
 
 
 def _from_h5(path: Path) -> tuple[NDArray[np.int64], float | None]:
@@ -65,9 +69,9 @@ def _from_csv(path: Path) -> tuple[NDArray[np.int64], float | None]:
     rows = []
     for line, cells in table.rows:
         try:
-            rows.append((round(float(cells["x"])), round(float(cells["y"]))))
+            rows.append(np.array([round(float(cells["x"])), round(float(cells["y"]))], dtype=np.int64))
         except (ValueError, OverflowError):
             raise ReadError(
                 f"{path}: {table.word} {line}: x {cells['x']!r} and y {cells['y']!r} must be numbers"
             ) from None
-    return np.array(rows, dtype=np.int64).reshape(-1, 2), None
+    return np.array(rows, dtype=np.int64).reshape(-1, 2), None  # of no rows as well

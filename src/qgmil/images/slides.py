@@ -5,6 +5,7 @@ Only what is asked for is ever in memory.
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ SUFFIXES = (
     ".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm", ".btf",
     *PLAIN,
 )  # fmt: skip
+#: What `qgmil extract` notes in its folders: how the features were made.
+EXTRACTED = "extract.json"
 #: A level counts as one of the wanted downsampling up to this: scanners round the sizes of levels.
 TOLERANCE = 1.01
 
@@ -69,7 +72,7 @@ def open_slide(path: str | Path) -> Slide:
     """
     path = Path(path)
     if not path.is_file():
-        raise ReadError(f"{path}: no such file; name the slide or image to draw on")
+        raise ReadError(f"{path}: no such file; name the slide or image")
     if path.suffix.lower() in PLAIN:
         return PlainImage(path)
     if path.name.lower().endswith(OME):
@@ -94,9 +97,7 @@ def slides_under(folder: Path) -> dict[str, Path]:
         ReadError: two slides of one name (both are named).
     """
     found: dict[str, Path] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")):
-        if not path.is_file():
-            continue
+    for path in sorted(p for p in files_under(folder) if p.suffix.lower() in SUFFIXES and p.is_file()):
         dicom = path.suffix.lower() == ".dcm"
         name = slide_name(path)
         other = found.setdefault(name, path)
@@ -105,6 +106,20 @@ def slides_under(folder: Path) -> dict[str, Path]:
                 f"{folder}: both {other} and {path} would be bag {name!r}; rename one, or name them in a table"
             )
     return found
+
+
+def files_under(folder: Path) -> Iterator[Path]:
+    """The files in a folder and below, without hidden ones and without what `qgmil extract` and `predict` wrote."""
+    for at, folders, files in os.walk(folder):
+        folders[:] = [f for f in folders if not is_output(Path(at, f))]
+        yield from (Path(at, f) for f in files if not f.startswith("."))
+
+
+def is_output(folder: Path) -> bool:
+    """Whether a folder is what `qgmil extract` or `predict` wrote: its previews and overlays are no images of yours."""
+    name = folder.name.removesuffix("_overlays")
+    beside = folder.with_name(f"{name}_bags") if name != folder.name else folder
+    return (beside / EXTRACTED).is_file()
 
 
 def slide_name(path: Path) -> str:
@@ -283,12 +298,13 @@ def cut(
 
 def is_deep(image: Image.Image) -> bool:
     """Whether a picture has more than 8 bits a channel, so that which value is white would be a guess."""
-    return image.mode.startswith("I") or image.mode == "F"
+    raw = [str(tile[3]) for tile in getattr(image, "tile", [])]  # how Pillow unpacks it: RGB;16B loses half
+    return image.mode.startswith("I") or image.mode == "F" or any(";16" in r or ";32" in r for r in raw)
 
 
 def flat(image: Image.Image) -> Image.Image:
     """RGB over white: transparency is what lies beyond the scanned area; 16 bits are scaled, not cut off."""
-    if is_deep(image):
+    if image.mode.startswith("I") or image.mode == "F":
         low, high = image.getextrema()
         scale = 255 / (float(high) - float(low)) if high != low else 0.0  # type: ignore[arg-type]
         image = image.point(lambda v: (v - float(low)) * scale).convert("L")  # type: ignore[arg-type]

@@ -65,9 +65,11 @@ def slide_mpp(slide: Slide, given: float | None = None) -> float:
     """Microns per level-0 pixel: what was given, else what the slide says.
 
     Raises:
-        BagError: neither is there. It is asked for, never guessed.
+        BagError: neither is there (it is asked for, never guessed), or no number that can be one.
     """
     if given is not None:
+        if not 0 < given < 1000:
+            raise BagError(f"{slide.path}: slide_mpp is {given}; expected microns per pixel, 0.1 to 1 as a rule")
         return given
     if slide.mpp is None:
         raise BagError(
@@ -77,17 +79,26 @@ def slide_mpp(slide: Slide, given: float | None = None) -> float:
     return slide.mpp
 
 
-def cut(slide: Slide, tissue: Tissue, grid: Grid, mpp: float) -> NDArray[np.int64]:
-    """Upper left corners in level-0 pixels ``(N, 2)`` of the tiles with enough tissue, row by row; whole tiles only.
+def check_scale(slide: Slide, grid: Grid, mpp: float) -> None:
+    """Refuse to blow up a slide that is coarser than the tiles that are asked for.
 
     Raises:
-        BagError: the slide is coarser than the tiles, smaller than one of them, or has no tissue.
+        BagError: it is.
     """
     if mpp > UPSAMPLING * grid.mpp:
         raise BagError(
             f"{slide.path}: was scanned at {mpp:g} microns per pixel, tiles of {grid.mpp:g} would be blown up; ask for "
             f"--mpp {mpp:g} or more"
         )
+
+
+def cut(slide: Slide, tissue: Tissue, grid: Grid, mpp: float) -> NDArray[np.int64]:
+    """Upper left corners in level-0 pixels ``(N, 2)`` of the tiles with enough tissue, row by row; whole tiles only.
+
+    Raises:
+        BagError: the slide is coarser than the tiles, smaller than one of them, or has no tissue.
+    """
+    check_scale(slide, grid, mpp)
     edge = grid.level0(mpp)
     step = (grid.size - grid.overlap) * grid.mpp / mpp
     columns, rows = (math.floor((length - edge) / step + 1e-6) + 1 if length >= edge else 0 for length in slide.size)
@@ -101,8 +112,9 @@ def cut(slide: Slide, tissue: Tissue, grid: Grid, mpp: float) -> NDArray[np.int6
     kept = tissue.share(corners[:, 0], corners[:, 1], edge) >= max(grid.min_tissue, 1e-9)
     if not kept.any():
         raise BagError(
-            f"{slide.path}: no tissue was found ({tissue.area:.2f} mm² in all, no tile with {grid.min_tissue:.0%} of "
-            "it); look at its preview, and try --min-tissue, --pens keep, or --tissue all"
+            f"{slide.path}: no tissue was found ({tissue.area:.3f} mm² in all, {tissue.dropped:.3f} in pieces that are "
+            f"too small, no tile with {grid.min_tissue:.0%} of it); look at its preview, and try --min-tissue, "
+            "--min-area, --pens keep, or --tissue all"
         )
     return np.rint(corners[kept]).astype(np.int64)
 

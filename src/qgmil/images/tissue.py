@@ -9,6 +9,7 @@ splits in two. Pixels of the colours of pens are taken out first (`PENS`). Then 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,7 @@ class Tissue:
         scale: level-0 pixels a pixel of the mask, in x and in y.
         area: of the tissue in mm².
         threshold: on chroma, of 255; None where everything was taken.
+        dropped: mm² in pieces that were too small.
     """
 
     mask: Mask
@@ -44,6 +46,7 @@ class Tissue:
     scale: tuple[float, float]
     area: float
     threshold: int | None
+    dropped: float = 0.0
 
     def share(self, x: NDArray[np.float64], y: NDArray[np.float64], edge: float) -> NDArray[np.float64]:
         """Share of tissue in each square, by its upper left corner in level-0 pixels: ``(N,)``, 0 to 1."""
@@ -86,7 +89,7 @@ def find_tissue(
     """
     if pens not in PENS:
         raise ConfigError(f"pens={pens!r}: say drop (marks of pens are no tissue) or keep")
-    if min_area < 0 or max_hole < 0:
+    if not (0 <= min_area < math.inf and 0 <= max_hole < math.inf):
         raise ConfigError(f"areas are in mm², and not below 0: min_area={min_area}, max_hole={max_hole}")
     width, height = slide.size
     down = max(1.0, MPP / mpp, max(slide.size) / MAX_EDGE)
@@ -96,12 +99,15 @@ def find_tissue(
     pixel = scale[0] * scale[1] * mpp**2 / 1e6  # mm²
     if everything:
         mask, threshold = np.ones((size[1], size[0]), bool), None
+        dropped = 0.0
     else:
         mask, threshold = coloured(np.asarray(picture), pens=pens)
         mask = ndimage.binary_closing(np.pad(mask, 3, mode="edge"), _disc(2))[3:-3, 3:-3] | mask
+        before = mask
         mask = without_small(mask, min_area / pixel)
+        dropped = float((before & ~mask).sum()) * pixel
         mask = filled(mask, max_hole / pixel)
-    return Tissue(mask, picture, scale, float(mask.sum()) * pixel, threshold)
+    return Tissue(mask, picture, scale, float(mask.sum()) * pixel, threshold, dropped)
 
 
 def coloured(rgb: NDArray[np.uint8], *, pens: str = "drop") -> tuple[Mask, int]:

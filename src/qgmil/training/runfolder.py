@@ -23,10 +23,9 @@ import yaml
 from qgmil.bags.store import is_store, store_identity
 from qgmil.errors import RunError
 from qgmil.files import read_csv, write_json, write_text
+from qgmil.images.slides import EXTRACTED
 from qgmil.training.config import TrainConfig, read_yaml
 
-#: How features were made of images, as `qgmil extract` notes it beside them.
-EXTRACTED = "extract.json"
 CONFIG, METRICS, PREDICTIONS, HISTORY, SPLIT, SKIPPED = (
     "config.yaml",
     "metrics.json",
