@@ -37,7 +37,7 @@ class Recipe(BaseModel):
     epochs: int = Field(12, description="At most.")
     batch_size: int = Field(4, description="Bags in a step.")
     lr: float = Field(3e-4, description="Of the aggregator.")
-    encoder_lr: float = Field(5e-5, description="Of the encoder.")
+    encoder_lr: float = Field(1e-5, description="Of the encoder.")
     frozen: Annotated[bool, Parameter(negative=())] = Field(
         False, description="Leave the encoder as it is: the control."
     )

@@ -61,7 +61,7 @@ class FinetuneConfig:
     min_epochs: int = 4
     patience: int = 4
     lr: float = 3e-4
-    encoder_lr: float = 5e-5
+    encoder_lr: float = 1e-5
     weight_decay: float = 0.01
     freeze: bool = False
     flips: bool = True
