@@ -137,24 +137,11 @@ def test_chance_and_worse_than_chance_are_too_little(easy: _Data) -> None:
     assert "macro F1 0.000 is below" in judge("mine", said(easy, 0.0), easy).faults[0]
 
 
-def test_where_chance_is_all_that_is_asked_skewed_guesses_are_chance_too() -> None:
-    """Rare witnesses in three classes: who guesses one of them scores below who guesses all, and is not below chance.
-
-    To be wrong on purpose still is.
-    """
+def test_training_is_long_enough_for_rare_witnesses() -> None:
+    """The slowest of the presets, without QK norm and gate, needs more than a dozen epochs for three classes."""
     data = _Data.load(Task(classes=3, prevalence=0.05))
-    assert data.bounds.f1_low <= 1 / 3
-    truth, rng = labels_of(data.test, data.classes), np.random.default_rng(0)
-    sizes = tuple(len(data.test[i]) for i in range(len(data.test)))
-
-    def judged(chosen: np.ndarray) -> Check:
-        return judge("mine", Predictions(data.test.bag_ids, 4.0 * np.eye(3)[chosen], None, sizes), data)
-
-    skewed = judged(rng.choice(3, size=len(truth), p=[0.94, 0.05, 0.01]))
-    assert skewed.macro_f1 is not None and skewed.macro_f1 < data.bounds.f1_low and not skewed.faults
-    assert judged(np.zeros(len(truth), dtype=int)).faults == ()  # a constant says nothing wrong
-    (fault,) = judged((truth + 1) % 3).faults
-    assert fault.startswith("macro F1 0.000 is below")
+    check = check_model("qgmil_minimal", data)
+    assert check.faults == () and check.macro_f1 is not None and check.macro_f1 > 0.5
 
 
 def test_better_than_bayes_is_too_much(hard: _Data) -> None:
