@@ -27,7 +27,8 @@ from cyclopts import run
 from measure import machine
 from PIL import Image
 
-from qgmil.encoders.extract import Report, encode_all, open_pictures
+from qgmil.encoders.extract import encode_all, open_pictures
+from qgmil.encoders.ledger import Report
 from qgmil.encoders.lite0 import load_trainable
 from qgmil.encoders.load import load_encoder
 from qgmil.encoders.pictures import Pictures, Shaping

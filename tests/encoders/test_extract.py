@@ -126,6 +126,7 @@ def test_another_slide_of_the_same_name_is_not_taken_for_it(tmp_path: Path, enco
     assert report.made == report.kept == 0
     assert "was made of other images of that name" in report.failed[0][1] and "a.ome.tif" in report.failed[0][1]
     assert (out / "features_tiny" / "a.h5").read_bytes() == before
+    assert [r["slide"] for r in read_csv(out / "bags.csv")] == [str(one.files[0])]  # of which the features are
     (tmp_path / "moved").mkdir()
     moved = Work("a", (one.files[0].rename(tmp_path / "moved" / "a.ome.tif"),))
     assert extract_bags([moved], encoder, made, out).kept == 1  # the same file at another place

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import commandline
+from encoders.test_encoders import Tiny, write_onnx
 from qgmil.encoders.registry import ENCODERS
 from qgmil.files import read_csv
 from slides import TISSUE, real_slide
@@ -136,6 +137,23 @@ def test_predict_knows_patients_says_failures_and_never_mistakes_a_slide(
     features = cohort / "f" / "features_efficientnet_lite0" / "s0.h5"
     done = run("predict", out, cohort / "s0.png", features, "-o", tmp_path / "m.csv")
     assert done.code == 1 and done.says("slides and files of features are predicted one kind at a time")
+
+
+def test_an_encoder_file_that_has_moved_is_known_by_its_hash(run: Run, cohort: Path, tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "tiny.onnx", Tiny(), size=32)
+    sizes = ("--tile", "64", "--tissue", "all")
+    assert run("extract", cohort / "slides.csv", "-o", tmp_path / "f", "--encoder", path, *sizes).code == 0
+    assert run("train", tmp_path / "f" / "bags.csv", "-o", tmp_path / "run", *PLAIN).code == 0
+    (tmp_path / "else").mkdir()
+    moved = path.rename(tmp_path / "else" / "tiny.onnx")
+    words = ("predict", tmp_path / "run", cohort / "s0.png", "-o", tmp_path / "p.csv", "--slide-mpp", "0.5")
+    done = run(*words)
+    assert done.code == 1 and done.says(r"tiny\.onnx: no such file")
+    assert run(*words, "--encoder", moved).code == 0
+    other = Tiny()
+    other.layers[0].weight.data.mul_(2)
+    done = run(*words, "--overwrite", "--encoder", write_onnx(tmp_path / "tiny.onnx", other))
+    assert done.code == 1 and done.says("were made with other weights")
 
 
 def test_extracting_into_the_folder_of_the_slides_goes_on(run: Run, cohort: Path, tmp_path: Path) -> None:

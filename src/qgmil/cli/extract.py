@@ -117,7 +117,7 @@ def extract(
     asked = encoding.model_dump(include={"weights", "input_size", "resize", "device", "precision"})
     encoder = load_encoder(encoding.encoder, **asked)
     made = plan(encoder, encoding.encoder, tiling, cells)
-    return run(works, encoder, made, output, encoding, tiling, quiet=quiet)
+    return int(bool(run(works, encoder, made, output, encoding, tiling, quiet=quiet).failed))
 
 
 def check_kind(tiling: Tiling, cells: Cells) -> None:
@@ -164,21 +164,20 @@ def run(
     *,
     quiet: bool,
     remake: bool = False,
-) -> int:
-    """Extract with progress, and say what became of it."""
-    import os
-
+) -> Any:
+    """Extract with progress, and say what became of it: the report."""
+    from qgmil.bags.check.pool import processors
     from qgmil.cli.output import BagProgress, how_to_go_on, say
-    from qgmil.encoders.extract import FAILED, UNREADABLE, extract_bags
+    from qgmil.encoders.extract import extract_bags
+    from qgmil.encoders.ledger import FAILED, UNREADABLE
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with BagProgress(len(works), quiet) as progress, how_to_go_on("bags"):
         report = extract_bags(
             works,
             encoder,
             made,
             output,
-            workers=encoding.workers or min(8, cores),
+            workers=encoding.workers or min(8, processors()),
             batch_size=encoding.batch_size or (128 if encoder.device.startswith("cuda") else 16),
             slide_mpp=tiling.slide_mpp,
             coords=tiling.coords,
@@ -198,4 +197,4 @@ def run(
         say(f"{len(report.failed)} of {len(works)} bags failed: {output / FAILED}")
         for name, reason in report.failed[:3]:
             say(f"  {name}: {reason}")
-    return int(bool(report.failed))
+    return report

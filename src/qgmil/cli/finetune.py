@@ -112,7 +112,8 @@ def finetune(
         **looking.model_dump(), **asdict(config),
     }  # fmt: skip
     create_model(model, in_dim=1280, num_classes=len(classes), **given)  # names what is wrong before anything is made
-    sized(ENCODERS[DEFAULT], looking.input_size), Shaping(looking.fit, looking.centre)
+    sized(ENCODERS[DEFAULT], looking.input_size)
+    Shaping(looking.fit, looking.centre)
     groups = [w.patient_id or w.bag_id for w in works]
     splits = kfold([w.bag_id for w in works], [w.label for w in works], groups, k=folds, seed=config.seed)
     by_id = {w.bag_id: w for w in works}

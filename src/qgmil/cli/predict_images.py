@@ -64,11 +64,10 @@ def encode(
         QGMILError: nothing could be encoded.
     """
     from qgmil.bags.manifest import BagRecord, Manifest
-    from qgmil.encoders.extract import FAILED
+    from qgmil.encoders.ledger import FAILED
     from qgmil.encoders.load import load_encoder
     from qgmil.encoders.settings import read_settings
     from qgmil.encoders.work import find_cells, find_slides
-    from qgmil.encoders.writing import fingerprint, made_of
     from qgmil.images.slides import EXTRACTED
 
     check_kind(tiling, cells)
@@ -95,9 +94,10 @@ def encode(
         made = replace(made, tissue=None if tiling.coords is not None else _search(made.tissue, tiling))
     works = find_cells(sources) if made.kind == "cells" else find_slides(sources)
     bags = output.with_name(f"{output.stem}_bags")
-    failed = run(works, encoder, made, bags, encoding, tiling, quiet=False, remake=overwrite)
+    report = run(works, encoder, made, bags, encoding, tiling, quiet=False, remake=overwrite)
     files = {w.bag_id: bags / f"features_{encoder.info.name}" / f"{w.bag_id}.h5" for w in works}
-    done = [w for w in works if files[w.bag_id].is_file() and made_of(files[w.bag_id]) == fingerprint(w.files)]
+    failed = {name for name, _ in report.failed}
+    done = [w for w in works if w.bag_id not in failed]
     if not done:
         raise QGMILError(f"no bag could be made of the images: {bags / FAILED} says why")
     table = bags / "asked.csv"  # with patients, so that what shaped the run is known by them
@@ -107,13 +107,15 @@ def encode(
 
 def _agree(folder: Path, made: Any, encoding: Encoding, tiling: Tiling, cells: Cells) -> None:
     """Refuse options that contradict what the run's features were made with (where tissue lies is free)."""
+    from qgmil.encoders.registry import ENCODERS
 
     if (made.kind == "cells") != cells.cells:
         raise ConfigError(
             f"{folder}: was trained on {made.kind}: {'add' if made.kind == 'cells' else 'leave out'} --cells"
         )
     own = {
-        "encoder": made.encoder, "input_size": made.input_size, "resize": made.resize,
+        **({"encoder": made.encoder} if encoding.encoder in ENCODERS else {}),  # files may move: their hash counts
+        "input_size": made.input_size, "resize": made.resize,
         **({} if made.grid is None else {
             "tile": made.grid.size, "mpp": made.grid.mpp, "magnification": made.grid.magnification,
             "overlap": made.grid.overlap, "min_tissue": made.grid.min_tissue,

@@ -2,63 +2,32 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qgmil.bags.manifest import BagRecord, Manifest, scan_manifest
-from qgmil.bags.problems import raise_problems
 from qgmil.encoders.base import Encoder, EncoderError
-from qgmil.encoders.pictures import CellFiles, CellTar, Pictures, Tiles
+from qgmil.encoders.ledger import FAILED, MANIFEST, UNREADABLE, Report, noted, read_table, write_failures, write_table
+from qgmil.encoders.pictures import CellFiles, CellTar, Pictures, Shaping, Tiles
 from qgmil.encoders.settings import Extraction, TissueSearch, claim
 from qgmil.encoders.work import Work
 from qgmil.encoders.writing import fingerprint, made_of, slide_facts, write_bag
 from qgmil.errors import BagError, QGMILError, ReadError
-from qgmil.files import read_csv, write_csv
 from qgmil.images.coordinates import read_coordinates
 from qgmil.images.slides import PlainImage, Slide, open_slide
 from qgmil.images.tiling import check_scale, cut, preview, slide_mpp
 from qgmil.images.tissue import Tissue, find_tissue
 
-MANIFEST, FAILED, UNREADABLE = "bags.csv", "failed.csv", "unreadable.csv"
 PREVIEWS = "previews"
-
-
-@dataclass
-class Report:
-    """What an extraction did.
-
-    Args:
-        manifest: the table of bags.
-        made, kept: bags that were made, and those that were there already.
-        instances, seconds: of those that were made.
-        failed: bag and reason.
-        before: the same of earlier extractions into the folder, of bags that were not asked for this time.
-        unreadable: bag, image and reason: left out of the bag.
-        reading, encoding: seconds spent waiting for pictures and computing.
-    """
-
-    manifest: Path
-    made: int = 0
-    kept: int = 0
-    instances: int = 0
-    seconds: float = 0.0
-    reading: float = 0.0
-    encoding: float = 0.0
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    before: list[tuple[str, str]] = field(default_factory=list)
-    unreadable: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 def extract_bags(
@@ -97,17 +66,17 @@ def extract_bags(
         EncoderError: the encoder does not give what it should.
     """
     folder = output / f"features_{encoder.info.name}"
-    table = _table(output / MANIFEST)
+    table = read_table(output / MANIFEST)
     asked = {work.bag_id for work in works}
-    known = [f for f in _rows(output / FAILED, "reason") if f[0] not in asked]
-    report = Report(output / MANIFEST, before=known, unreadable=_rows(output / UNREADABLE, "image", "reason"))
+    known = [f for f in noted(output / FAILED, "reason") if f[0] not in asked]
+    report = Report(output / MANIFEST, before=known, unreadable=noted(output / UNREADABLE, "image", "reason"))
     claim(output, folder, made)
     job = _Job(encoder, made, folder, output, report, workers, batch_size, slide_mpp, coords, previews, remake)
     for number, work in enumerate(works, start=1):
         said = job.one(work)
         if on_bag is not None:
             on_bag(number, work, said)
-    _write(report, works, folder, output, table)
+    write_table(report, works, folder, output, table)
     return report
 
 
@@ -152,7 +121,7 @@ class _Job:
             raise  # every bag would fail alike
         except QGMILError as error:
             report.failed.append((work.bag_id, str(error)))
-            _failures(report, self.output)
+            write_failures(report, self.output)
             return f"failed: {error}"
         names = None if pictures.names is None else tuple(pictures.names[r] for r in rows)
         corners = pictures.corners[rows] if isinstance(pictures, Tiles) else None
@@ -160,7 +129,7 @@ class _Job:
         write_bag(self.path(work), features, self.made, pictures.facts, names, corners, source, precision)
         report.unreadable += [(work.bag_id, name, reason) for name, reason in lost]
         if lost:
-            _failures(report, self.output)
+            write_failures(report, self.output)
         report.made += 1
         report.instances += len(rows)
         seconds = time.perf_counter() - start
@@ -171,18 +140,27 @@ class _Job:
     def _is_there(self, work: Work, source: str) -> bool:
         """Whether the bag was made of these very images; of others of that name it is not taken for them."""
         path = self.path(work)
-        if not path.is_file() or (made_of(path) != source and self.remake):
+        if not path.is_file():
             return False
-        if made_of(path) != source:
+        same = made_of(path) == source
+        if not same and not self.remake:
             raise BagError(
                 f"{path}: was made of other images of that name than {work.files[0]}; name another folder, give the "
                 "bag another name in a table, or delete the file to make it anew"
             )
-        return True
+        return same
 
     def _open(self, work: Work) -> Pictures:
         previews = self.output / PREVIEWS if self.previews else None
         return open_pictures(work, self.made, mpp=self.slide_mpp, coords=self.coords, preview_to=previews)
+
+
+def open_cells(work: Work, shaping: Shaping) -> Pictures:
+    """The pictures of a bag of cells."""
+    assert work.names is not None
+    if work.members is not None:
+        return CellTar(work.files[0], work.members, work.names, shaping)
+    return CellFiles(work.files, work.names, shaping)
 
 
 def open_pictures(
@@ -195,10 +173,8 @@ def open_pictures(
         ReadError, BagError: nothing can be read, there is no tissue, or microns per pixel are not known.
     """
     if made.grid is None:
-        assert work.names is not None and made.shaping is not None
-        if work.members is not None:
-            return CellTar(work.files[0], work.members, work.names, made.shaping)
-        return CellFiles(work.files, work.names, made.shaping)
+        assert made.shaping is not None
+        return open_cells(work, made.shaping)
     slide = open_slide(work.files[0])
     try:
         if isinstance(slide, PlainImage) and slide.deep:
@@ -295,8 +271,7 @@ def _read(
     pool = ThreadPoolExecutor(max(1, workers))
     waiting: deque[Future[list[tuple[int, NDArray[np.uint8] | ReadError]]]] = deque()
     try:
-        starts = iter(range(0, len(pictures), batch_size))
-        for start in starts:
+        for start in range(0, len(pictures), batch_size):
             waiting.append(pool.submit(batch, start))
             if len(waiting) > max(1, workers):
                 yield waiting.popleft().result()
@@ -304,74 +279,3 @@ def _read(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _rows(path: Path, *columns: str) -> list[Any]:
-    """What an earlier extraction noted, as tuples of the bag and these columns.
-
-    Raises:
-        ReadError: a file of that name that is none of ours.
-    """
-    if not path.is_file():
-        return []
-    rows = read_csv(path)
-    if rows and set(rows[0]) != {"bag_id", *columns}:
-        raise ReadError(
-            f"{path}: is not from qgmil extract, which writes a file of that name; move it, or name another folder"
-        )
-    return [tuple(row[c] for c in ("bag_id", *columns)) for row in rows]
-
-
-def _table(path: Path) -> dict[str, BagRecord]:
-    """The table as it is, with what the user has written into it.
-
-    Raises:
-        ManifestError: it has problems, which writing it again would lose.
-    """
-    if not path.is_file():
-        return {}
-    before, problems = scan_manifest(path, require_labels=False)
-    raise_problems(path, problems)
-    return {record.bag_id: record for record in before.records}
-
-
-def _failures(report: Report, output: Path) -> None:
-    """Write what failed, as soon as it did."""
-    if rows := [{"bag_id": b, "reason": r} for b, r in (*report.before, *report.failed)]:
-        write_csv(output / FAILED, rows)
-    else:
-        (output / FAILED).unlink(missing_ok=True)
-    if not report.unreadable:
-        (output / UNREADABLE).unlink(missing_ok=True)
-    else:
-        rows = [{"bag_id": b, "image": i, "reason": r} for b, i, r in report.unreadable]
-        write_csv(output / UNREADABLE, rows)
-
-
-def _write(report: Report, works: Sequence[Work], folder: Path, output: Path, table: dict[str, BagRecord]) -> None:
-    """The table of bags of what is there; rows, labels, patients and columns that were in it before stay."""
-    _failures(report, output)
-    places = {work.bag_id: _place(work) for work in works}
-    shared = {place for place, count in Counter(places.values()).items() if count > 1}
-    for work in works:
-        path = folder / f"{work.bag_id}.h5"
-        if not path.is_file():
-            continue
-        old = table.get(work.bag_id)
-        label, patient = work.label, work.patient_id
-        if old is not None:
-            label, patient = old.label or label, old.patient_id or patient
-        place = places[work.bag_id]
-        named = {"slide" if work.names is None else "images": "" if place in shared else str(place)}
-        table[work.bag_id] = BagRecord(
-            work.bag_id, label, patient, (path,), {**(old.extra if old is not None else {}), **named}
-        )
-    if table:
-        Manifest(tuple(table.values())).to_csv(report.manifest)
-
-
-def _place(work: Work) -> Path:
-    """The slide, tar or folder with the images of a bag."""
-    if work.names is None or work.members is not None:
-        return work.files[0].absolute()
-    return Path(os.path.commonpath([file.absolute().parent for file in work.files]))

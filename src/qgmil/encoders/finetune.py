@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from qgmil.bags.bag import PackedBags
 from qgmil.encoders.base import Encoder, EncoderInfo
-from qgmil.encoders.extract import encode_all
+from qgmil.encoders.extract import encode_all, open_cells
 from qgmil.encoders.lite0 import Lite0
-from qgmil.encoders.pictures import CellFiles, CellTar, Pictures, Shaping
+from qgmil.encoders.pictures import Pictures, Shaping
 from qgmil.encoders.work import Work
 from qgmil.errors import ConfigError, ReadError
 from qgmil.evaluation.calibration import apply_temperature, expand_binary
@@ -97,14 +97,6 @@ class Tuned:
     aggregator: Aggregator
     history: list[dict[str, Any]]
     best_epoch: int
-
-
-def open_cells(work: Work, shaping: Shaping) -> Pictures:
-    """The pictures of a bag of cells."""
-    assert work.names is not None
-    if work.members is not None:
-        return CellTar(work.files[0], work.members, work.names, shaping)
-    return CellFiles(work.files, work.names, shaping)
 
 
 class CellBags(Dataset[tuple[Tensor, int]]):

@@ -101,6 +101,7 @@ def _processing(source: str, local: bool) -> dict[str, Any]:
 
 
 def hidden(network: Any, x: Tensor) -> Tensor:
+    """The tokens ``(B, T, D)`` after the last layer of a model of transformers."""
     return network(pixel_values=x).last_hidden_state
 
 
