@@ -22,15 +22,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from qgmil.attention.concentration import concentration
-from qgmil.bags.bag import Bag
 from qgmil.bags.dataset import BagDataset
+from qgmil.benchmark.weighing import weighs_alone
 from qgmil.benchmark.witness_bounds import Bounds, Task, average_precision, bounds, chance_interval
 from qgmil.datasets.registry import load_dataset
 from qgmil.errors import ConfigError
-from qgmil.models.base import Aggregator
 from qgmil.models.registry import find_entry, list_models, model_options
 from qgmil.training.config import TrainConfig
 from qgmil.training.fit import fit_model
@@ -228,23 +226,14 @@ def check_model(name: str, data: _Data, *, quick: bool = False, seed: int = 0) -
     Whatever goes wrong in there, in code that may be anyone's, is the model's fault: others are still to be checked.
     """
     try:
-        fit = fit_model(data.train, data.val, data.classes, recipe(name, data.task, quick=quick), seed=seed)
+        config = recipe(name, data.task, quick=quick)
+        fit = fit_model(data.train, data.val, data.classes, config, seed=seed)
         said = predict(fit.model, data.test, device="cpu", precision="32")
-        return judge(name, said, data, alone=weighs_alone(fit.model, data.test[0]), seconds=fit.seconds)
+        alone = weighs_alone(name, config.options, data.test[0].features.shape[1], len(data.classes))
+        return judge(name, said, data, alone=alone, seconds=fit.seconds)
     except Exception as error:
         text = " ".join(str(error).split())  # one line: it stands in a table
         return Check(name, data.task, faults=(f"{type(error).__name__}{': ' if text else ''}{text}",))
-
-
-@torch.inference_mode()
-def weighs_alone(model: Aggregator, bag: Bag) -> bool:
-    """Whether the attention of an instance depends on that instance alone: half of a bag keeps its proportions."""
-    half = bag.take(torch.arange(max(1, len(bag) // 2)))
-    whole, part = (model(x, return_attention=True).attention for x in (bag, half))
-    if whole is None or part is None:
-        return False
-    kept = whole.flatten()[: len(half)]
-    return bool(torch.allclose(kept / kept.sum(), part.flatten(), rtol=1e-3, atol=1e-6))
 
 
 def judge(name: str, said: Predictions, data: _Data, *, alone: bool = False, seconds: float = 0.0) -> Check:
