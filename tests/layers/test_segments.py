@@ -45,21 +45,16 @@ def differentiated(attend, q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> lis
     return [out.detach(), *(x.grad for x in inputs)]
 
 
-@pytest.fixture(params=[False, True], ids=["own", "fused"])
-def _forward_pass(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Either forward pass of `bounded`, whatever this processor would choose."""
-    monkeypatch.setattr(bounded, "tiles", lambda: request.param)
-
-
+BOUNDED = ("bounded", torch.bfloat16)
 CASES = [("eager", torch.float64), ("sdpa", torch.float64), ("blockwise", torch.float64)]
-CASES += [("eager", torch.float32), ("sdpa", torch.float32), ("blockwise", torch.float32), ("bounded", torch.bfloat16)]
+CASES += [("eager", torch.float32), ("sdpa", torch.float32), ("blockwise", torch.float32), BOUNDED]
 CASES += [("sdpa", torch.bfloat16)]
 
 
-@pytest.mark.usefixtures("_forward_pass")
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-@pytest.mark.parametrize(("backend", "dtype"), CASES)
-def test_a_backend_is_the_definition(backend: str, dtype: torch.dtype, kv_heads: int, monkeypatch) -> None:
+@pytest.mark.parametrize(("backend", "dtype", "tiles"), [*((*case, False) for case in CASES), (*BOUNDED, True)])
+def test_a_backend_is_the_definition(backend: str, dtype: torch.dtype, tiles: bool, kv_heads: int, monkeypatch) -> None:
+    monkeypatch.setattr(bounded, "tiles", lambda: tiles)  # either forward pass, whatever this processor would take
     monkeypatch.setattr(bounded, "BLOCK", 16)  # several blocks, the last one not full
     monkeypatch.setattr(segments, "BLOCK_ENTRIES", 4 * 32 * 16)
     sizes = (1, 37, 2, 50)
@@ -90,8 +85,9 @@ def test_the_choice_of_a_backend() -> None:
     assert choose_backend(q * float("nan"), k) == "sdpa"
 
 
-@pytest.mark.usefixtures("_forward_pass")
-def test_logits_at_the_bound_are_safe_and_right() -> None:
+@pytest.mark.parametrize("tiles", [False, True])
+def test_logits_at_the_bound_are_safe_and_right(tiles: bool, monkeypatch) -> None:
+    monkeypatch.setattr(bounded, "tiles", lambda: tiles)
     q, k, v, grad = made((64,), 2, 2, 16, torch.bfloat16)
     q, k = (F.normalize(x.float(), dim=-1) for x in (q, k))
     k[0] = q[0]  # one logit reaches the bound, and its opposite does too

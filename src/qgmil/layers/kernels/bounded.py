@@ -8,7 +8,7 @@ PyTorch's own CPU kernel does not reach in bfloat16. Where the processor multipl
 half the time of ours, and its backward pass still longer: there it makes the outputs, and we the gradients.
 
 Precision: logits and weights of a block are rounded to bfloat16, as autocast rounds them in unfused attention; sums
-over blocks accumulate in float32.
+over blocks accumulate in float32. PyTorch's forward pass keeps the logits in float32.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BLOCK = 512
 @cache
 def tiles() -> bool:
     """Whether this processor multiplies tiles of bfloat16 (AMX)."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch before 2.11 does not say
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older ones do not say
     return bool(capabilities.get("amx_bf16", False))
 
 
