@@ -55,7 +55,8 @@ CASES += [("sdpa", torch.bfloat16)]
 @pytest.mark.parametrize(("backend", "dtype", "tiles"), [*((*case, False) for case in CASES), (*BOUNDED, True)])
 def test_a_backend_is_the_definition(backend: str, dtype: torch.dtype, tiles: bool, kv_heads: int, monkeypatch) -> None:
     monkeypatch.setattr(bounded, "tiles", lambda: tiles)  # either forward pass, whatever this processor would take
-    monkeypatch.setattr(bounded, "BLOCK", 16)  # several blocks, the last one not full
+    for name in ("BLOCK", "TILES_BLOCK"):
+        monkeypatch.setattr(bounded, name, 16)  # several blocks, the last one not full
     monkeypatch.setattr(segments, "BLOCK_ENTRIES", 4 * 32 * 16)
     sizes = (1, 37, 2, 50)
     q, k, v, grad = made(sizes, 4, kv_heads, 16, dtype)

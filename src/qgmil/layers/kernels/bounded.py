@@ -27,8 +27,13 @@ from torch.autograd.function import once_differentiable
 #: normal bfloat16 numbers (10^-38 to 10^38), and so are their reciprocals.
 MAX_LOGIT = 40.0
 
-#: Queries and keys of a block. 8 heads of it fill the second-level cache, and the cost of a call is lost in it.
-BLOCK = 512
+#: Most queries and keys of a block: 8 heads of it fill the second-level cache, and the cost of a call is lost in it.
+#: Where the processor multiplies tiles, products gain more from long rows than they lose to the third-level cache.
+BLOCK, TILES_BLOCK = 512, 1024
+
+#: Most weights made at a time, over groups of heads: the C library gives larger buffers back to the system after every
+#: use, and being given them anew costs more than a product.
+MOST_WEIGHTS = 4 * 2**20
 
 
 @cache
@@ -93,12 +98,12 @@ class _Bounded(torch.autograd.Function):
         q, k, v, out, total = ctx.saved_tensors
         groups = k.shape[1]
         scaled = grad / total.unsqueeze(-1)  # float32; the weights below are not normalised
-        delta = torch.einsum("thd,thd->th", scaled, out.float()).to(q.dtype)
+        delta = torch.einsum("thd,thd->th", scaled, out.float())
         scaled = scaled.to(q.dtype)
         dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
         for rows in _rows(ctx.sizes):
-            parts = _backward(*(_by_group(x[rows], groups) for x in (q, k, v, scaled, delta)))
-            for whole, part in zip((dq, dk, dv), parts, strict=True):
+            grads = _backward(*(_by_group(x[rows], groups) for x in (q, k, v, scaled, delta)))
+            for whole, part in zip((dq, dk, dv), grads, strict=True):
                 whole[rows] = _by_row(part, whole[rows].shape)
         return dq.mul_(q.shape[-1] ** -0.5), dk, dv, None
 
@@ -134,14 +139,15 @@ def _fused_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs ``(G, m, d)`` in float32 and sums of the weights ``(G, m)``, from scaled q ``(G, m, d)``, k and v."""
     groups, queries, d = q.shape
-    keys = k.transpose(1, 2).split(BLOCK, dim=2)
-    values = v.split(BLOCK, dim=1)
+    columns, rows = min(_block(), k.shape[1]), min(_block(), queries)
+    keys = k.transpose(1, 2).split(columns, dim=2)
+    values = v.split(columns, dim=1)
     out = q.new_zeros((groups, queries, d), dtype=torch.float32)
     total = q.new_zeros((groups, queries, 1), dtype=torch.float32)
-    space = _Space(q, min(BLOCK, queries), min(BLOCK, k.shape[1]))
-    for start in range(0, queries, BLOCK):
-        block = q[:, start : start + BLOCK]
-        o, s = out[:, start : start + BLOCK], total[:, start : start + BLOCK]
+    space = _Space(q, rows, columns)
+    for start in range(0, queries, rows):
+        block = q[:, start : start + rows]
+        o, s = out[:, start : start + rows], total[:, start : start + rows]
         product = space.product(block.shape[1])
         for kj, vj in zip(keys, values, strict=True):
             weights = torch.bmm(block, kj, out=space.weights(block.shape[1], kj.shape[2])).exp_()
@@ -150,33 +156,72 @@ def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return out.div_(total), total.squeeze(-1)
 
 
-def _backward(q: Tensor, k: Tensor, v: Tensor, g: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of scaled q, of k and of v, in float32.
+def _backward(q: Tensor, k: Tensor, v: Tensor, g: Tensor, delta: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of scaled q, of k and of v, in float32 where blocks were added.
 
     Args:
         q, k, v: as in `_forward`.
         g: gradient of the output over the sum of the weights ``(G, m, d)``.
-        delta: its products with the output ``(G, m)``.
+        delta: its products with the output ``(G, m)``, float32.
     """
-    # Weights are made transposed, keys by queries: then of the five products only one has a transposed left side.
-    dq, dk, dv = (torch.zeros_like(x, dtype=torch.float32) for x in (q, k, v))
-    by_query = (q.split(BLOCK, 1), g.split(BLOCK, 1), delta.unsqueeze(1).split(BLOCK, 2), dq.split(BLOCK, 1))
-    queries = list(zip(*by_query, strict=True))
-    rows, columns = min(BLOCK, k.shape[1]), min(BLOCK, q.shape[1])
-    first, second = _Space(q, rows, columns), _Space(q, columns, rows)
-    slope_space = torch.empty_like(first.flat)
-    by_part = (x.split(BLOCK, 1) for x in (k, v, dk, dv))
-    for kj, vj, dk_part, dv_part in zip(*by_part, strict=True):
-        by_key = first.product(kj.shape[1])
-        for qi, gi, di, dq_part in queries:
+    columns, rows = min(_block(), q.shape[1]), min(_block(), k.shape[1])
+    step = max(1, MOST_WEIGHTS // (rows * columns))
+    backward = _backward_of_one if (columns, rows) == (q.shape[1], k.shape[1]) else _backward_by_blocks
+    if step >= q.shape[0]:
+        return backward(q, k, v, g, delta)
+    parts = zip(*(x.split(step) for x in (q, k, v, g, delta)), strict=True)
+    return tuple(torch.cat(grads) for grads in zip(*(backward(*part) for part in parts), strict=True))
+
+
+def _backward_of_one(q: Tensor, k: Tensor, v: Tensor, g: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`_backward` of a single block."""
+    weights = torch.bmm(k, q.transpose(1, 2)).exp_()
+    slope = torch.bmm(v, g.transpose(1, 2)).sub_(delta.to(v.dtype).unsqueeze(1)).mul_(weights)
+    return torch.bmm(slope.transpose(1, 2), k), torch.bmm(slope, q), torch.bmm(weights, g)
+
+
+def _backward_by_blocks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`_backward` block by block.
+
+    Weights are made transposed, keys by queries, and so is the gradient of q: then no product has a transposed block of
+    weights on its left, which would be copied first.
+    """
+    # Two more channels subtract delta within the product, in two parts so that it keeps its digits.
+    high = delta.to(q.dtype)
+    g_delta = torch.cat([g, torch.stack([high, (delta - high).to(q.dtype)], dim=-1)], dim=-1)
+    v_minus = torch.cat([v, v.new_full((*v.shape[:2], 2), -1.0)], dim=-1)
+    columns, rows = min(_block(), q.shape[1]), min(_block(), k.shape[1])
+    q_turned = _turned(q, columns)
+    dq = [torch.zeros_like(x, dtype=torch.float32) for x in q_turned]
+    queries = (_split(q, columns), q_turned, _split(g, columns), _turned(g_delta, columns), dq)
+    space, slopes = (_Space(q, rows, columns) for _ in range(2))
+    dk, dv = [], []
+    for kj, kj_t, vj in zip(_split(k, rows), _turned(k, rows), _split(v_minus, rows), strict=True):
+        n = kj.shape[1]
+        dk.append(torch.zeros_like(kj, dtype=torch.float32))
+        dv.append(torch.zeros_like(kj, dtype=torch.float32))
+        for qi, qi_t, gi, gi_t, dqi in zip(*queries, strict=True):
             m = qi.shape[1]
-            weights = torch.bmm(kj, qi.transpose(1, 2), out=first.weights(kj.shape[1], m)).exp_()
-            slope = torch.bmm(vj, gi.transpose(1, 2), out=_shaped(slope_space, weights.shape))
-            slope.sub_(di).mul_(weights)
-            dv_part.add_(torch.bmm(weights, gi, out=by_key))
-            dk_part.add_(torch.bmm(slope, qi, out=by_key))
-            dq_part.add_(torch.bmm(slope.transpose(1, 2), kj, out=second.product(m)))
-    return dq, dk, dv
+            weights = torch.bmm(kj, qi_t, out=space.weights(n, m)).exp_()
+            slope = torch.bmm(vj, gi_t, out=slopes.weights(n, m)).mul_(weights)
+            dv[-1].add_(torch.bmm(weights, gi, out=space.product(n)))
+            dk[-1].add_(torch.bmm(slope, qi, out=space.product(n)))
+            dqi.add_(torch.bmm(kj_t, slope, out=space.product(m).view(dqi.shape)))
+    return torch.cat(dq, dim=2).transpose(1, 2), torch.cat(dk, dim=1), torch.cat(dv, dim=1)
+
+
+def _block() -> int:
+    return TILES_BLOCK if tiles() else BLOCK
+
+
+def _split(x: Tensor, rows: int) -> list[Tensor]:
+    """Blocks of rows of ``(G, n, d)``, each in one piece: products copy what is not, every time."""
+    return [part.contiguous() for part in x.split(rows, dim=1)]
+
+
+def _turned(x: Tensor, rows: int) -> list[Tensor]:
+    """The same blocks, transposed."""
+    return [part.transpose(1, 2).contiguous() for part in x.split(rows, dim=1)]
 
 
 class _Space:
@@ -186,7 +231,7 @@ class _Space:
         groups, _, self.d = like.shape
         self.groups = groups
         self.flat = like.new_empty(groups * rows * columns)
-        self.small = like.new_empty(groups * rows * self.d)
+        self.small = like.new_empty(groups * max(rows, columns) * self.d)
 
     def weights(self, rows: int, columns: int) -> Tensor:
         return _shaped(self.flat, torch.Size((self.groups, rows, columns)))

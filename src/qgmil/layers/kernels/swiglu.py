@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 #: Rows of a piece: enough for a matrix product to run at its full rate, few enough that the hidden activations of a
 #: piece stay in a CPU's cache, or are small beside a GPU's memory.
-ROWS = {"cpu": 1024}
+ROWS = {"cpu": 2048}
 ROWS_ELSEWHERE = 32768
 
 
