@@ -1,6 +1,7 @@
 """Predicted against measured peak memory, one fresh process a figure. Prints Markdown, or JSON with --json.
 
     python benchmarks/planner.py [--instances 1000 4000 10000 30000] [--models qgmil abmil_gated] [--steps 5]
+    python benchmarks/planner.py --time  # seconds of a step instead
 
 Measured is how much the resident memory of a process grows at most (VmHWM, reset after a small step has loaded the
 libraries) over building a model and running some steps: with the C library's allocator as it is, and with large blocks
@@ -17,7 +18,9 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -26,9 +29,11 @@ import qgmil
 from qgmil.planning.available import peak_process_memory, process_memory
 from qgmil.planning.device import autocast
 from qgmil.planning.heap import MAPPED
-from qgmil.planning.memory import peak_memory
+from qgmil.planning.memory import estimate, lightning_precision, peak_memory
+from qgmil.planning.timing import calibrate, time_step
 
 IN_DIM, CLASSES = 1024, 2
+Row = dict[str, Any]
 THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
 ALLOCATORS = {"as it is": {}, "mapped": {THRESHOLD: str(MAPPED)}}
 
@@ -69,29 +74,29 @@ def measured(
     return int(ended.stdout.split()[-1])
 
 
-def compare(model: str, instances: int, training: bool, precision: str, steps: int) -> list[dict[str, object]]:
-    """Predicted and measured with each allocator."""
-    rows: list[dict[str, object]] = []
+def compare_memory(model: str, instances: int, training: bool, precision: str, steps: int) -> Iterator[Row]:
+    """Bytes, predicted and measured with each allocator."""
     for allocator, environment in ALLOCATORS.items():
         with mock.patch.dict(os.environ, environment):
             found = peak_memory(
                 model, IN_DIM, CLASSES, (instances,), training=training, precision=precision, device="cpu"
             )
         seen = measured(model, instances, training, precision, steps, environment)
-        rows.append(
-            {
-                "model": model,
-                "instances": instances,
-                "step": "training" if training else "inference",
-                "precision": precision,
-                "allocator": allocator,
-                "predicted": found.bytes,
-                "measured": seen,
-                "ratio": found.bytes / seen,
-                "method": found.method,
-            }
-        )
-    return rows
+        yield {"allocator": allocator, "predicted": found.bytes, "measured": seen, "method": found.method}
+
+
+def compare_time(model: str, instances: int, training: bool, precision: str) -> Iterator[Row]:
+    """Seconds of a step, predicted and then measured, in this process."""
+    asked: dict[str, Any] = {
+        "training": training,
+        "precision": lightning_precision(precision, "cpu"),
+        "device": "cpu",
+    }
+    built = qgmil.create_model(model, in_dim=IN_DIM, num_classes=CLASSES, standardize=True)
+    found = estimate(built, (instances,), **asked)
+    rates = calibrate(built, largest=instances, **asked)
+    predicted = rates.seconds(found.flops, found.attention_flops)
+    yield {"predicted": predicted, "measured": time_step(built, instances, **asked), "method": rates.basis}
 
 
 def main() -> None:
@@ -104,26 +109,39 @@ def main() -> None:
     parser.add_argument("--instances", type=int, nargs="+", default=[1000, 4000, 10000, 30000])
     parser.add_argument("--models", nargs="+", default=["qgmil", "abmil_gated"])
     parser.add_argument("--precisions", nargs="+", default=["32", "bf16"])
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5, help="of a process whose memory is measured")
+    parser.add_argument("--time", action="store_true", help="seconds of a step instead of memory")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    rows: list[dict[str, object]] = []
-    cells = itertools.product(options.models, options.instances, (True, False), options.precisions)
+    rows: list[Row] = []
+    unit = "s" if options.time else "MB"
     if not options.json:
-        print("| model | instances | step | precision | allocator | predicted MB | measured MB | ratio |")
+        print(f"| model | instances | step | precision | allocator | predicted {unit} | measured {unit} | ratio |")
         print("|---|---:|---|---|---|---:|---:|---:|")
-    for model, instances, training, precision in cells:
-        for row in compare(model, instances, training, precision, options.steps):
-            rows.append(row)
+    for cell in itertools.product(options.models, options.instances, (True, False), options.precisions):
+        names = dict(zip(("model", "instances", "training", "precision"), cell, strict=True))
+        for found in compare_time(*cell) if options.time else compare_memory(*cell, options.steps):
+            rows.append({**names, **found, "ratio": found["predicted"] / found["measured"]})
             if not options.json:
-                names = ("model", "instances", "step", "precision", "allocator")
-                figures = [f"{int(str(row[n])) / 1e6:,.0f}" for n in ("predicted", "measured")]
-                print(f"| {' | '.join([*(str(row[n]) for n in names), *figures])} | {row['ratio']:.2f} |", flush=True)
+                print(line(rows[-1], options.time), flush=True)
     if options.json:
         print(json.dumps({"threads": torch.get_num_threads(), "steps": options.steps, "rows": rows}, indent=2))
-        return
-    for allocator in ALLOCATORS:
-        ratios = [float(str(row["ratio"])) for row in rows if row["allocator"] == allocator]
+    else:
+        conclude(rows)
+
+
+def line(row: Row, time: bool) -> str:
+    """One row of Markdown."""
+    figures = [f"{row[n]:.3f}" if time else f"{row[n] / 1e6:,.0f}" for n in ("predicted", "measured")]
+    step = "training" if row["training"] else "inference"
+    cells = [row["model"], f"{row['instances']:,}", step, row["precision"], row.get("allocator", "-"), *figures]
+    return f"| {' | '.join(cells)} | {row['ratio']:.2f} |"
+
+
+def conclude(rows: Sequence[Row]) -> None:
+    """How many predictions are right to a fifth."""
+    for allocator in dict.fromkeys(row.get("allocator", "time") for row in rows):
+        ratios = [row["ratio"] for row in rows if row.get("allocator", "time") == allocator]
         within = sum(1 / 1.2 <= r <= 1.2 for r in ratios)
         worst = max(ratios, key=lambda r: abs(math.log(r)))
         print(f"\n{allocator}: {within} of {len(ratios)} within 20 %, worst {worst:.2f}")

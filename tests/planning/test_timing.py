@@ -7,6 +7,7 @@ import time
 import pytest
 
 from models.small import small_model
+from qgmil.planning import timing
 from qgmil.planning.timing import Rates, calibrate
 
 
@@ -37,3 +38,11 @@ def test_calibration_is_short_and_no_larger_than_asked() -> None:
     started = time.perf_counter()
     rates = calibrate(small_model(), largest=200, training=True, precision="32-true", device="cpu")
     assert rates.at == (128, 200) and time.perf_counter() - started < 20
+
+
+def test_calibration_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"largest": 10**6, "training": False, "precision": "32-true", "device": "cpu"}
+    roomy = calibrate(small_model("abmil_gated"), **asked)
+    monkeypatch.setattr(timing, "MOST_BYTES", 10)
+    assert roomy.at == (128, 768, 2048, 5120)
+    assert calibrate(small_model("abmil_gated"), **asked).at == (128, 768)

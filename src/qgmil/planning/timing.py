@@ -17,10 +17,10 @@ from qgmil.planning.device import autocast
 from qgmil.planning.trace import trace_step
 
 #: Instances of the steps that are timed, by kind of device; seconds of a step after which no larger one is, and of the
-#: first run of a step (which does not count) after which there is only one more.
-INSTANCES = {"cpu": (128, 768, 2048)}
+#: first run of a step (which does not count) after which there is only one more; bytes that no later step may take.
+INSTANCES = {"cpu": (128, 768, 2048, 5120)}
 INSTANCES_ELSEWHERE = (256, 4096, 16384)
-ENOUGH = 1.0
+ENOUGH, MOST_BYTES = 1.0, 2 * 1024**3
 #: Times that an operation of attention takes of one of a matrix product: bounds within which small steps, of which
 #: attention is a small part, are believed.
 SLOWER = (1.0, 0.5, 0.7, 1.4, 2.0, 2.8, 4.0)
@@ -76,7 +76,7 @@ class Rates:
 
 
 def calibrate(model: Aggregator, *, largest: int, training: bool, precision: str, device: str) -> Rates:
-    """Time some small steps of a model for real; some seconds at most.
+    """Time some small steps of a model for real; some seconds, ten where a processor is slow.
 
     Args:
         model: is trained a little if `training`: give one that is not needed afterwards.
@@ -86,15 +86,17 @@ def calibrate(model: Aggregator, *, largest: int, training: bool, precision: str
     model = model.to(device).train(training)
     at = {min(n, largest) for n in INSTANCES.get(device, INSTANCES_ELSEWHERE)}
     for n in sorted(at if len(at) > 1 else {max(1, largest // 8), *at}):
-        seconds = _time(model, n, training, precision, device)
         trace = trace_step(model, (n,), training=training, precision=precision, device=device)
+        if trace.peak > MOST_BYTES and len(rows) > 1:
+            break
+        seconds = time_step(model, n, training=training, precision=precision, device=device)
         rows.append((n, trace.flops, trace.attention_flops, seconds))
         if seconds > ENOUGH and len(rows) > 1:
             break
     return Rates.fit(rows, device)
 
 
-def _time(model: Aggregator, instances: int, training: bool, precision: str, device: str) -> float:
+def time_step(model: Aggregator, instances: int, *, training: bool, precision: str, device: str) -> float:
     """The quicker of two steps, after one that does not count: other programs only ever slow a step down."""
     bags = PackedBags(torch.randn(instances, model.in_dim, device=device), (instances,))
     labels = torch.zeros(1, dtype=torch.long, device=device)
