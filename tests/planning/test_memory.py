@@ -93,8 +93,9 @@ def test_extrapolation_meets_the_trace(precision: str, training: bool, monkeypat
     found = estimate(model, sizes, **asked)
     assert truth.method == "traced" and found.method.startswith("traced at 2,100 and 3,000 instances and extrapolated")
     assert found.tensors == pytest.approx(truth.tensors, rel=0.04)
-    assert found.flops == pytest.approx(truth.flops, rel=0.04)
-    assert found.attention_flops == pytest.approx(truth.attention_flops, rel=0.06)
+    # In bfloat16 products come in few sizes, up to a sixteenth larger than the bags.
+    assert found.flops == pytest.approx(truth.flops, rel=0.04 if precision == "32-true" else 0.08)
+    assert found.attention_flops == pytest.approx(truth.attention_flops, rel=0.06 if precision == "32-true" else 0.08)
 
 
 def test_what_cannot_be_traced_is_measured_and_its_map_is_foreseen() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qgmil.errors import ConfigError
 from qgmil.layers.clusters import clustered_attention
+from qgmil.layers.linear import Linear
 from qgmil.layers.norm import make_norm
 from qgmil.layers.segments import segment_attention
 
@@ -83,10 +84,10 @@ class GatedSelfAttention(nn.Module):
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.gate_dim = {"headwise": 1, "elementwise": head_dim, "none": 0}[gate]
         self.gate, self.dropout, self.key_clusters = gate, dropout, key_clusters
-        self.q_proj = nn.Linear(dim, num_heads * (head_dim + self.gate_dim), bias=bias)
-        self.k_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
-        self.v_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
-        self.o_proj = nn.Linear(num_heads * head_dim, dim, bias=bias)
+        self.q_proj = Linear(dim, num_heads * (head_dim + self.gate_dim), bias=bias)
+        self.k_proj = Linear(dim, num_kv_heads * head_dim, bias=bias)
+        self.v_proj = Linear(dim, num_kv_heads * head_dim, bias=bias)
+        self.o_proj = Linear(num_heads * head_dim, dim, bias=bias)
         self.q_norm = make_norm(qk_norm, head_dim, eps) if qk_norm != "none" else nn.Identity()
         self.k_norm = make_norm(qk_norm, head_dim, eps) if qk_norm != "none" else nn.Identity()
 

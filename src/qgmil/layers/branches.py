@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qgmil.layers.dropout import Dropout
+from qgmil.layers.linear import Linear, filled
 
 
 class BranchScores(nn.Module):
@@ -22,9 +23,9 @@ class BranchScores(nn.Module):
 
     def __init__(self, dim: int, hidden: int, branches: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.attention_V = nn.Sequential(nn.Linear(dim, hidden), nn.Tanh(), Dropout(dropout))
-        self.attention_U = nn.Sequential(nn.Linear(dim, hidden), nn.Sigmoid(), Dropout(dropout))
-        self.attention_weights = nn.Linear(hidden, branches)
+        self.attention_V = nn.Sequential(Linear(dim, hidden), nn.Tanh(), Dropout(dropout))
+        self.attention_U = nn.Sequential(Linear(dim, hidden), nn.Sigmoid(), Dropout(dropout))
+        self.attention_weights = Linear(hidden, branches)
 
     def forward(self, z: Tensor) -> Tensor:
         """``(T, dim) -> (T, K)`` unnormalised scores."""
@@ -34,7 +35,7 @@ class BranchScores(nn.Module):
 def weighted_sums(weights: Tensor, values: Tensor, sizes: Sequence[int]) -> Tensor:
     """``sum_i a_ik z_i`` a bag and branch: weights ``(T, K)``, values ``(T, E)`` -> ``(B, K, E)``."""
     pairs = zip(weights.to(values.dtype).split(list(sizes)), values.split(list(sizes)), strict=True)
-    return torch.stack([a.T @ z for a, z in pairs])
+    return torch.stack([filled(a).T @ filled(z) for a, z in pairs])
 
 
 def of_predicted_class(class_attention: Tensor, logits: Tensor, sizes: Sequence[int]) -> Tensor:

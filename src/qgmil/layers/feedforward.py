@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qgmil.errors import ConfigError
 from qgmil.layers.kernels.swiglu import swiglu
+from qgmil.layers.linear import Linear, in_few_sizes
 
 #: Instances above which memory counts for more than the few per cent of time that saving it costs.
 LARGE = 8192
@@ -33,27 +34,26 @@ def activation_named(name: str) -> Callable[[Tensor], Tensor]:
     return ACTIVATIONS[name]
 
 
-def compute_dtype(x: Tensor) -> Tensor:
-    """`x` in the dtype in which autocast computes matrix products, if it is on."""
-    device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
-
-
 class SwiGLU(nn.Module):
     """``W_down(act(W_gate x) * W_up x)`` (Shazeer 2020, 2002.05202), without biases."""
 
     def __init__(self, dim: int, hidden: int, activation: str = "silu") -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(dim, hidden, bias=False)
-        self.up_proj = nn.Linear(dim, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, dim, bias=False)
+        self.gate_proj = Linear(dim, hidden, bias=False)
+        self.up_proj = Linear(dim, hidden, bias=False)
+        self.down_proj = Linear(hidden, dim, bias=False)
         self.activation = activation_named(activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(T, dim) -> (T, dim)``."""
         if not torch.compiler.is_compiling() and self.activation is F.silu and x.shape[0] > LARGE:
-            weights = (layer.weight for layer in (self.gate_proj, self.up_proj, self.down_proj))
-            return swiglu(compute_dtype(x), *weights)
+            return in_few_sizes(self._in_pieces, x)
+        return in_few_sizes(self._whole, x)
+
+    def _in_pieces(self, x: Tensor) -> Tensor:
+        return swiglu(x, *(layer.weight for layer in (self.gate_proj, self.up_proj, self.down_proj)))
+
+    def _whole(self, x: Tensor) -> Tensor:
         return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -71,8 +71,8 @@ class PlainMLP(nn.Module):
         super().__init__()
         if hidden % 2:
             raise ConfigError(f"mlp='plain' needs an even ffn_dim to match SwiGLU's parameters, got {hidden}")
-        self.up_proj = nn.Linear(dim, hidden * 3 // 2, bias=False)
-        self.down_proj = nn.Linear(hidden * 3 // 2, dim, bias=False)
+        self.up_proj = Linear(dim, hidden * 3 // 2, bias=False)
+        self.down_proj = Linear(hidden * 3 // 2, dim, bias=False)
         self.activation = activation_named(activation)
 
     def forward(self, x: Tensor) -> Tensor:

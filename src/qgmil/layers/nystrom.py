@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from qgmil.errors import ConfigError
 from qgmil.layers.dropout import Dropout
 from qgmil.layers.fused import attend, widened
+from qgmil.layers.linear import Linear
 
 
 class HeadConv(nn.Module):
@@ -91,9 +92,9 @@ class NystromAttention(nn.Module):
         if dim % num_heads:
             raise ConfigError(f"num_heads={num_heads} must divide width={dim}")
         self.num_heads, self.num_landmarks, self.iterations = num_heads, num_landmarks, iterations
-        self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.to_qkv = Linear(dim, 3 * dim, bias=False)
         self.res_conv = HeadConv(num_heads, kernel)
-        self.to_out = nn.Sequential(nn.Linear(dim, dim), Dropout(dropout))
+        self.to_out = nn.Sequential(Linear(dim, dim), Dropout(dropout))
 
     def forward(self, u: Tensor, rows: int | None = None) -> Tensor:
         """``(n, dim) -> (n, dim)``; with `rows` only the results of that many first positions."""

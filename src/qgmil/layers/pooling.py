@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from qgmil.layers.linear import Linear, filled
+
 
 def segment_softmax(scores: Tensor, sizes: Sequence[int]) -> Tensor:
     """Softmax within each bag, in at least float32: ``(T,) -> (T,)`` or ``(T, K) -> (T, K)``, summing to 1 a bag."""
@@ -21,7 +23,7 @@ def weighted_sum(weights: Tensor, values: Tensor, sizes: Sequence[int]) -> Tenso
     # One small matrix product a bag: blocked summation, no (T, E) temporary, and a batch gives exactly what
     # its bags give alone.
     pairs = zip(weights.to(values.dtype).split(list(sizes)), values.split(list(sizes)), strict=True)
-    return torch.stack([a @ z for a, z in pairs])
+    return torch.stack([filled(a) @ filled(z) for a, z in pairs])
 
 
 def segment_mean(values: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -47,9 +49,9 @@ class AttentionScore(nn.Module):
 
     def __init__(self, dim: int, hidden: int, gated: bool = True) -> None:
         super().__init__()
-        self.attention_V = nn.Sequential(nn.Linear(dim, hidden), nn.Tanh())
-        self.attention_U = nn.Sequential(nn.Linear(dim, hidden), nn.Sigmoid()) if gated else None
-        self.attention_weights = nn.Linear(hidden, 1)
+        self.attention_V = nn.Sequential(Linear(dim, hidden), nn.Tanh())
+        self.attention_U = nn.Sequential(Linear(dim, hidden), nn.Sigmoid()) if gated else None
+        self.attention_weights = Linear(hidden, 1)
 
     def forward(self, z: Tensor) -> Tensor:
         """``(T, dim) -> (T,)`` unnormalised scores."""
@@ -62,9 +64,9 @@ class NormedAttentionPool(nn.Module):
     def __init__(self, dim: int, norm: nn.Module) -> None:
         super().__init__()
         self.norm = norm
-        self.attention_V = nn.Sequential(nn.Linear(dim, dim // 2), nn.Tanh())
-        self.attention_U = nn.Sequential(nn.Linear(dim, dim // 2), nn.Sigmoid())
-        self.attention_weights = nn.Linear(dim // 2, 1)
+        self.attention_V = nn.Sequential(Linear(dim, dim // 2), nn.Tanh())
+        self.attention_U = nn.Sequential(Linear(dim, dim // 2), nn.Sigmoid())
+        self.attention_weights = Linear(dim // 2, 1)
 
     def forward(self, h: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
         """``(T, dim)`` -> bag vectors ``(B, dim)`` and weights ``(T,)``."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qgmil.errors import ConfigError
 from qgmil.layers.dropout import Dropout
 from qgmil.layers.fused import attend, widened
+from qgmil.layers.linear import Linear
 from qgmil.layers.nystrom import HeadConv
 
 
@@ -72,9 +73,9 @@ class SequenceAttention(nn.Module):
         if dim % num_heads:
             raise ConfigError(f"num_heads={num_heads} must divide width={dim}")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = Linear(dim, 3 * dim)
         self.epeg = None if kernel is None else HeadConv(num_heads, kernel)
-        self.proj = nn.Sequential(nn.Linear(dim, dim), Dropout(dropout))
+        self.proj = nn.Sequential(Linear(dim, dim), Dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, n, dim) -> (B, n, dim)``."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from qgmil.bags.bag import PackedBags
 from qgmil.errors import ConfigError
 from qgmil.layers.dropout import Dropout
+from qgmil.layers.linear import Linear
 from qgmil.layers.pooling import AttentionScore, segment_softmax, weighted_sum
 from qgmil.models.base import (
     Aggregator,
@@ -81,9 +82,9 @@ class ABMIL(Aggregator):
         super().__init__(in_dim, num_classes)
         check_sizes(width=width, attention_dim=attention_dim)
         check_rates(dropout=dropout)
-        self.embed = nn.Sequential(nn.Linear(in_dim, width), nn.ReLU(), Dropout(dropout))
+        self.embed = nn.Sequential(Linear(in_dim, width), nn.ReLU(), Dropout(dropout))
         self.score = AttentionScore(width, attention_dim, gated)
-        self.head = nn.Linear(width, num_classes)
+        self.head = Linear(width, num_classes)
 
     def forward_packed(self, bags: PackedBags, return_attention: bool) -> BagOutput:
         h = self.embed(bags.features)

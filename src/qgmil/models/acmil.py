@@ -13,6 +13,7 @@ from qgmil.bags.bag import PackedBags
 from qgmil.errors import ConfigError
 from qgmil.layers.branches import BranchScores, weighted_sums
 from qgmil.layers.dropout import Dropout
+from qgmil.layers.linear import Linear
 from qgmil.layers.pooling import segment_softmax
 from qgmil.models.base import Aggregator, apply_head, check_rates, check_sizes, load_strict, rename_state
 from qgmil.models.checkpoints import matrix_shape, released_options
@@ -90,11 +91,11 @@ class ACMIL(Aggregator):
         check_sizes(width=width, attention_dim=attention_dim, n_branches=n_branches, n_masked=n_masked)
         check_rates(mask_rate=mask_rate, dropout=dropout)
         self.n_masked, self.mask_rate = n_masked, mask_rate
-        self.embed = nn.Sequential(nn.Linear(in_dim, width, bias=False), nn.ReLU())
+        self.embed = nn.Sequential(Linear(in_dim, width, bias=False), nn.ReLU())
         self.scores = BranchScores(width, attention_dim, n_branches)
         self.drop = Dropout(dropout)
-        self.branch_heads = nn.ModuleList(nn.Linear(width, num_classes) for _ in range(n_branches))
-        self.head = nn.Linear(width, num_classes)
+        self.branch_heads = nn.ModuleList(Linear(width, num_classes) for _ in range(n_branches))
+        self.head = Linear(width, num_classes)
 
     def forward_packed(self, bags: PackedBags, return_attention: bool) -> BagOutput:
         h = self.embed(bags.features)

@@ -12,6 +12,7 @@ from qgmil.bags.bag import PackedBags
 from qgmil.errors import ConfigError
 from qgmil.layers.branches import BranchScores, of_predicted_class, weighted_sums
 from qgmil.layers.dropout import Dropout
+from qgmil.layers.linear import Linear
 from qgmil.layers.pooling import segment_softmax
 from qgmil.models.base import (
     Aggregator,
@@ -118,10 +119,10 @@ class CLAM(Aggregator):
         )
         self.has_class_attention = multi_branch
         branches = num_classes if multi_branch else 1
-        self.embed = nn.Sequential(nn.Linear(in_dim, width), nn.ReLU(), Dropout(dropout))
+        self.embed = nn.Sequential(Linear(in_dim, width), nn.ReLU(), Dropout(dropout))
         self.scores = BranchScores(width, attention_dim, branches, dropout)
-        self.heads = nn.ModuleList(nn.Linear(width, num_classes // branches) for _ in range(branches))
-        self.instance_classifiers = nn.ModuleList(nn.Linear(width, 2) for _ in range(max(2, num_classes)))
+        self.heads = nn.ModuleList(Linear(width, num_classes // branches) for _ in range(branches))
+        self.instance_classifiers = nn.ModuleList(Linear(width, 2) for _ in range(max(2, num_classes)))
 
     def forward_packed(self, bags: PackedBags, return_attention: bool) -> BagOutput:
         h = self.embed(bags.features)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qgmil.bags.bag import PackedBags
 from qgmil.errors import ConfigError
 from qgmil.layers.branches import of_predicted_class, weighted_sums
+from qgmil.layers.linear import Linear
 from qgmil.layers.pooling import segment_softmax
 from qgmil.models.base import Aggregator, apply_head, check_sizes, fold_standardization, load_strict, rename_state
 from qgmil.models.checkpoints import matrix_shape, released_options
@@ -76,11 +77,11 @@ class DSMIL(Aggregator):
         if loss_kind not in LOSSES:
             raise ConfigError(f"loss_kind must be one of {', '.join(LOSSES)}, got {loss_kind!r}")
         self.loss_kind = loss_kind
-        self.instance_head = nn.Linear(in_dim, num_classes)
+        self.instance_head = Linear(in_dim, num_classes)
         self.query = nn.Sequential(
-            nn.Linear(in_dim, attention_dim), nn.ReLU(), nn.Linear(attention_dim, attention_dim), nn.Tanh()
+            Linear(in_dim, attention_dim), nn.ReLU(), Linear(attention_dim, attention_dim), nn.Tanh()
         )
-        self.head = nn.Linear(num_classes * in_dim, num_classes)
+        self.head = Linear(num_classes * in_dim, num_classes)
 
     def forward_packed(self, bags: PackedBags, return_attention: bool) -> BagOutput:
         instance_logits = apply_head(self.instance_head, bags.features)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from qgmil.bags.bag import PackedBags
 from qgmil.errors import ConfigError
 from qgmil.layers.dropout import Dropout
+from qgmil.layers.linear import Linear
 from qgmil.layers.pooling import AttentionScore, segment_softmax, weighted_sum
 from qgmil.models.base import Aggregator, apply_head, bag_losses, check_rates, check_sizes
 from qgmil.models.output import BagOutput
@@ -103,11 +104,11 @@ class DTFD(Aggregator):
                 raise ConfigError(f"{name} must be true or false, got {value!r}")
         self.pseudo_bags, self.distillation = pseudo_bags, distillation.lower()
         self.shuffle, self.joint = shuffle, joint
-        self.embed = nn.Sequential(nn.Linear(in_dim, width, bias=False), nn.ReLU())
+        self.embed = nn.Sequential(Linear(in_dim, width, bias=False), nn.ReLU())
         self.pseudo_score = AttentionScore(width, attention_dim)
-        self.pseudo_head = nn.Linear(width, num_classes)
+        self.pseudo_head = Linear(width, num_classes)
         self.score = AttentionScore(width, attention_dim)
-        self.head = nn.Linear(width, num_classes)
+        self.head = Linear(width, num_classes)
         self.dropout = Dropout(dropout)
 
     def forward_packed(self, bags: PackedBags, return_attention: bool) -> BagOutput:

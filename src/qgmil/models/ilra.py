@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from qgmil.bags.bag import PackedBags
 from qgmil.errors import ConfigError
+from qgmil.layers.linear import Linear
 from qgmil.layers.norm import LayerNorm
 from qgmil.layers.pooling import segment_softmax
 from qgmil.models.base import Aggregator, apply_head, check_sizes
@@ -37,17 +38,17 @@ class CrossAttention(nn.Module):
     def __init__(self, query_dim: int, key_dim: int, width: int, num_heads: int, *, norm: bool, gated: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.embed_q_proj = nn.Linear(query_dim, width)
-        self.embed_k_proj = nn.Linear(key_dim, width)
-        self.embed_v_proj = nn.Linear(key_dim, width)
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
-        self.ffn = nn.Linear(width, width)
+        self.embed_q_proj = Linear(query_dim, width)
+        self.embed_k_proj = Linear(key_dim, width)
+        self.embed_v_proj = Linear(key_dim, width)
+        self.q_proj = Linear(width, width)
+        self.k_proj = Linear(width, width)
+        self.v_proj = Linear(width, width)
+        self.out_proj = Linear(width, width)
+        self.ffn = Linear(width, width)
         self.attention_norm = LayerNorm(width, 1e-5) if norm else nn.Identity()
         self.ffn_norm = LayerNorm(width, 1e-5) if norm else nn.Identity()
-        self.gate = nn.Sequential(nn.Linear(query_dim, width), nn.SiLU()) if gated else None
+        self.gate = nn.Sequential(Linear(query_dim, width), nn.SiLU()) if gated else None
 
     def heads(self, x: Tensor) -> Tensor:
         """``(T, width) -> (T, H, d)``."""
@@ -181,7 +182,7 @@ class ILRA(Aggregator):
             for i in range(num_layers)
         )
         self.pooling = NonLocalPool(width, num_heads, norm=layer_norm)
-        self.head = nn.Linear(width, num_classes)
+        self.head = Linear(width, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_normal_(module.weight)

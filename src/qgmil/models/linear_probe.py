@@ -10,10 +10,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from qgmil.bags.bag import Bag, PackedBags
 from qgmil.errors import BagError, ConfigError
+from qgmil.layers.linear import Linear
 from qgmil.layers.pooling import segment_mean
 from qgmil.models.base import Aggregator, apply_head
 from qgmil.models.output import BagOutput
@@ -42,7 +43,7 @@ class LogisticControl(Aggregator):
         if not isinstance(c, int | float) or isinstance(c, bool) or not 0 < c < math.inf:
             raise ConfigError(f"c must be a finite number above 0, got {c!r}")
         self.c = c
-        self.head = nn.Linear(width, num_classes)
+        self.head = Linear(width, num_classes)
 
     @abstractmethod
     def describe(self, bags: PackedBags) -> Tensor:

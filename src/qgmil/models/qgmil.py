@@ -17,6 +17,7 @@ from qgmil.errors import BagError, ConfigError
 from qgmil.layers.attention import GatedSelfAttention, LayerAttention
 from qgmil.layers.block import GatedBlock
 from qgmil.layers.dropout import Dropout
+from qgmil.layers.linear import Linear
 from qgmil.layers.norm import NORMS, outer_norm
 from qgmil.layers.pooling import NormedAttentionPool, segment_max, segment_mean
 from qgmil.models.base import Aggregator, apply_head, check_rates, check_sizes, fold_standardization, load_strict
@@ -108,7 +109,7 @@ class QGMIL(Aggregator):
         self.width, self.eps, self.activation = width, eps, activation
         self.pooling_kind, self.attention_dropout = pooling, attention_dropout
         self.has_attention = pooling == "attention"
-        self.input_proj = nn.Sequential(nn.Linear(in_dim, width), outer_norm(norm, width, eps), Dropout(dropout))
+        self.input_proj = nn.Sequential(Linear(in_dim, width), outer_norm(norm, width, eps), Dropout(dropout))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if pooling == "cls" else None
         self.layers = nn.ModuleList()
         for _ in range(num_layers):
@@ -131,7 +132,7 @@ class QGMIL(Aggregator):
         self.final_norm = outer_norm(norm, width, eps)
         self.pooling = NormedAttentionPool(width, outer_norm(norm, width, eps)) if pooling == "attention" else None
         self.classifier = nn.Sequential(
-            nn.Linear(width, width // 2), nn.ReLU(), Dropout(dropout), nn.Linear(width // 2, num_classes)
+            Linear(width, width // 2), nn.ReLU(), Dropout(dropout), Linear(width // 2, num_classes)
         )
         self.reset_parameters()
 

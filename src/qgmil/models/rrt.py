@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from qgmil.bags.bag import PackedBags
 from qgmil.errors import ConfigError
 from qgmil.layers.dropout import Dropout
+from qgmil.layers.linear import Linear
 from qgmil.layers.norm import LayerNorm
 from qgmil.layers.pooling import attention_scores, segment_softmax, weighted_sum
 from qgmil.layers.regions import CrossRegionAttention, Grid, RegionAttention
@@ -114,7 +115,7 @@ class RRTMIL(Aggregator):
             min_instances = 4 * region_num**2
         check_sizes(min_instances=min_instances)
         self.region_num, self.min_instances, self.shortcut = region_num, min_instances, shortcut
-        self.embed = nn.Sequential(nn.Linear(in_dim, width), nn.ReLU(), Dropout(dropout))
+        self.embed = nn.Sequential(Linear(in_dim, width), nn.ReLU(), Dropout(dropout))
         self.layers = nn.ModuleList(
             RegionLayer(RegionAttention(width, num_heads, epeg_kernel, projection_dropout), width)
             for _ in range(num_layers)
@@ -123,9 +124,9 @@ class RRTMIL(Aggregator):
             RegionLayer(CrossRegionAttention(width, num_heads, representatives, projection_dropout), width)
         )
         self.norm = LayerNorm(width, EPS)
-        self.attention_V = nn.Sequential(nn.Linear(width, attention_dim, bias=False), nn.Tanh())
-        self.attention_weights = nn.Linear(attention_dim, 1, bias=False)
-        self.head = nn.Linear(width, num_classes)
+        self.attention_V = nn.Sequential(Linear(width, attention_dim, bias=False), nn.Tanh())
+        self.attention_weights = Linear(attention_dim, 1, bias=False)
+        self.head = Linear(width, num_classes)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

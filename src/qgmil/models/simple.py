@@ -7,6 +7,7 @@ from torch import nn
 
 from qgmil.bags.bag import PackedBags
 from qgmil.layers.dropout import Dropout
+from qgmil.layers.linear import Linear
 from qgmil.layers.pooling import segment_max, segment_mean
 from qgmil.models.base import Aggregator, apply_head, check_rates, check_sizes
 from qgmil.models.output import BagOutput
@@ -27,8 +28,8 @@ class _Embedded(Aggregator):
         super().__init__(in_dim, num_classes)
         check_sizes(width=width)
         check_rates(dropout=dropout)
-        self.embed = nn.Sequential(nn.Linear(in_dim, width), nn.ReLU(), Dropout(dropout))
-        self.head = nn.Linear(width, num_classes)
+        self.embed = nn.Sequential(Linear(in_dim, width), nn.ReLU(), Dropout(dropout))
+        self.head = Linear(width, num_classes)
 
 
 @register_model("mean", "mean of embedded instances, then a linear head")

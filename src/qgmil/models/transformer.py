@@ -15,6 +15,7 @@ from qgmil.bags.bag import PackedBags
 from qgmil.errors import ConfigError
 from qgmil.layers.attention import GatedSelfAttention
 from qgmil.layers.dropout import Dropout
+from qgmil.layers.linear import Linear
 from qgmil.layers.norm import LayerNorm
 from qgmil.layers.pooling import NormedAttentionPool
 from qgmil.models.base import Aggregator, apply_head, check_rates, check_sizes
@@ -45,7 +46,7 @@ class EncoderBlock(nn.Module):
             dropout=attention_dropout,
         )
         self.norm2 = LayerNorm(dim, EPS)
-        self.mlp = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(), Dropout(dropout), nn.Linear(ffn_dim, dim))
+        self.mlp = nn.Sequential(Linear(dim, ffn_dim), nn.GELU(), Dropout(dropout), Linear(ffn_dim, dim))
         self.dropout = Dropout(dropout)
 
     def forward(self, h: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -98,14 +99,14 @@ class TransformerMIL(Aggregator):
             raise ConfigError(f"unknown pooling {pooling!r}: choose one of {', '.join(POOLINGS)}")
         if width % num_heads:
             raise ConfigError(f"num_heads={num_heads} must divide width={width}")
-        self.embed = nn.Sequential(nn.Linear(in_dim, width), Dropout(dropout))
+        self.embed = nn.Sequential(Linear(in_dim, width), Dropout(dropout))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if pooling == "cls" else None
         self.blocks = nn.ModuleList(
             EncoderBlock(width, num_heads, ffn_dim, dropout, attention_dropout) for _ in range(num_layers)
         )
         self.norm = LayerNorm(width, EPS)
         self.pooling = NormedAttentionPool(width, LayerNorm(width, EPS)) if pooling == "attention" else None
-        self.head = nn.Linear(width, num_classes)
+        self.head = Linear(width, num_classes)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from qgmil.bags.bag import PackedBags
 from qgmil.errors import ConfigError
+from qgmil.layers.linear import Linear
 from qgmil.layers.norm import LayerNorm
 from qgmil.layers.nystrom import NystromAttention
 from qgmil.models.base import (
@@ -133,13 +134,13 @@ class TransMIL(Aggregator):
             )
             return TransLayer(attention, width)
 
-        self.embed = nn.Sequential(nn.Linear(in_dim, width), nn.ReLU())
+        self.embed = nn.Sequential(Linear(in_dim, width), nn.ReLU())
         self.cls_token = nn.Parameter(torch.randn(1, 1, width))
         self.layer1 = layer()
         self.pos_layer = PPEG(width)
         self.layer2 = layer()
         self.norm = LayerNorm(width, EPS)
-        self.head = nn.Linear(width, num_classes)
+        self.head = Linear(width, num_classes)
 
     def forward_packed(self, bags: PackedBags, return_attention: bool) -> BagOutput:
         states, weights = [], []

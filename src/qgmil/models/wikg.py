@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from qgmil.bags.bag import PackedBags
 from qgmil.errors import ConfigError
 from qgmil.layers.dropout import Dropout
+from qgmil.layers.linear import Linear
 from qgmil.layers.norm import LayerNorm
 from qgmil.layers.pooling import attention_scores, segment_max, segment_mean, segment_softmax, weighted_sum
 from qgmil.models.base import Aggregator, apply_head, check_rates, check_sizes
@@ -123,18 +124,18 @@ class WiKG(Aggregator):
                 raise ConfigError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
         self.topk, self.scores, self.readout = topk, scores, readout
         self.has_attention = readout == "attention"
-        self.embed = nn.Sequential(nn.Linear(in_dim, width), nn.LeakyReLU())
-        self.head_proj = nn.Linear(width, width)
-        self.tail_proj = nn.Linear(width, width)
-        self.sum_proj = nn.Sequential(nn.Linear(width, width), nn.LeakyReLU())
-        self.product_proj = nn.Sequential(nn.Linear(width, width), nn.LeakyReLU())
+        self.embed = nn.Sequential(Linear(in_dim, width), nn.LeakyReLU())
+        self.head_proj = Linear(width, width)
+        self.tail_proj = Linear(width, width)
+        self.sum_proj = nn.Sequential(Linear(width, width), nn.LeakyReLU())
+        self.product_proj = nn.Sequential(Linear(width, width), nn.LeakyReLU())
         self.dropout = Dropout(dropout)
         if self.has_attention:
             hidden = max(1, width // 2)
-            self.attention_V = nn.Sequential(nn.Linear(width, hidden), nn.LeakyReLU())
-            self.attention_weights = nn.Linear(hidden, 1)
+            self.attention_V = nn.Sequential(Linear(width, hidden), nn.LeakyReLU())
+            self.attention_weights = Linear(hidden, 1)
         self.norm = LayerNorm(width, 1e-5)
-        self.head = nn.Linear(width, num_classes)
+        self.head = Linear(width, num_classes)
 
     def forward_packed(self, bags: PackedBags, return_attention: bool) -> BagOutput:
         x = self.embed(bags.features)

@@ -19,9 +19,12 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
+
+from qgmil.layers.linear import next_size
 
 #: Largest bound on a logit. Weights stay within e^-40 to e^40 and their sums over 10^6 instances below 10^24: all are
 #: normal bfloat16 numbers (10^-38 to 10^38), and so are their reciprocals.
@@ -30,6 +33,9 @@ MAX_LOGIT = 40.0
 #: Most queries and keys of a block: 8 heads of it fill the second-level cache, and the cost of a call is lost in it.
 #: Where the processor multiplies tiles, products gain more from long rows than they lose to the third-level cache.
 BLOCK, TILES_BLOCK = 512, 1024
+
+#: Blocks of larger bags end at multiples of this.
+ALIGNED = 64
 
 #: Most weights made at a time, over groups of heads: the C library gives larger buffers back to the system after every
 #: use, and being given them anew costs more than a product.
@@ -85,9 +91,11 @@ class _Bounded(torch.autograd.Function):
                 if tiles():
                     out[rows], total[rows] = _fused_forward(q[rows], k[rows], v[rows])
                     continue
-                o, s = _forward(*(_by_group(x[rows], groups) for x in (q, k, v)))
-                out[rows] = _by_row(o, out[rows].shape)
-                total[rows] = _by_row(s, total[rows].shape)
+                n = rows.stop - rows.start
+                parts = [_filled(_by_group(x[rows], groups)) for x in (q, k, v)]
+                o, s = _forward(parts[0], parts[1], parts[2], n)
+                out[rows] = _by_row(o[:, : n * q.shape[1] // groups], out[rows].shape)
+                total[rows] = _by_row(s[:, : n * q.shape[1] // groups], total[rows].shape)
         ctx.save_for_backward(q, k, v, out, total)
         ctx.sizes = sizes
         return out
@@ -102,9 +110,11 @@ class _Bounded(torch.autograd.Function):
         scaled = scaled.to(q.dtype)
         dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
         for rows in _rows(ctx.sizes):
-            grads = _backward(*(_by_group(x[rows], groups) for x in (q, k, v, scaled, delta)))
+            # Zeros in the place of queries or keys change nothing here: their products are zero, or are left out.
+            grads = _backward(*(_filled(_by_group(x[rows], groups)) for x in (q, k, v, scaled, delta)))
             for whole, part in zip((dq, dk, dv), grads, strict=True):
-                whole[rows] = _by_row(part, whole[rows].shape)
+                count = whole[rows].shape[0] * whole.shape[1] // groups
+                whole[rows] = _by_row(part[:, :count], whole[rows].shape)
         return dq.mul_(q.shape[-1] ** -0.5), dk, dv, None
 
 
@@ -123,7 +133,13 @@ def _by_group(x: Tensor, groups: int) -> Tensor:
 
 def _by_row(x: Tensor, shape: torch.Size) -> Tensor:
     """The inverse of `_by_group`, to ``(n, H, d)`` or ``(n, H)``."""
-    return x.view(x.shape[0], -1, shape[0], *shape[2:]).movedim(2, 0).reshape(shape)
+    return x.unflatten(1, (-1, shape[0])).movedim(2, 0).reshape(shape)
+
+
+def _filled(x: Tensor) -> Tensor:
+    """``(G, m, ...)`` with zeros up to one of few sizes, for PyTorch compiles products for every size that it meets."""
+    extra = next_size(x.shape[1], ALIGNED) - x.shape[1]
+    return F.pad(x, (*([0, 0] * (x.ndim - 2)), 0, extra)) if extra else x
 
 
 def _fused_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,8 +152,11 @@ def _fused_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return out[0].transpose(0, 1), logsumexp[0].transpose(0, 1).exp()
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs ``(G, m, d)`` in float32 and sums of the weights ``(G, m)``, from scaled q ``(G, m, d)``, k and v."""
+def _forward(q: Tensor, k: Tensor, v: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Outputs ``(G, m, d)`` in float32 and sums of the weights ``(G, m)``, from scaled q ``(G, m, d)``, k and v.
+
+    Keys and values from n on are zeros, and count for nothing.
+    """
     groups, queries, d = q.shape
     columns, rows = min(_block(), k.shape[1]), min(_block(), queries)
     keys = k.transpose(1, 2).split(columns, dim=2)
@@ -149,9 +168,9 @@ def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         block = q[:, start : start + rows]
         o, s = out[:, start : start + rows], total[:, start : start + rows]
         product = space.product(block.shape[1])
-        for kj, vj in zip(keys, values, strict=True):
+        for j, (kj, vj) in enumerate(zip(keys, values, strict=True)):
             weights = torch.bmm(block, kj, out=space.weights(block.shape[1], kj.shape[2])).exp_()
-            s.add_(weights.sum(-1, keepdim=True, dtype=torch.float32))
+            s.add_(weights[..., : max(0, n - j * columns)].sum(-1, keepdim=True, dtype=torch.float32))
             o.add_(torch.bmm(weights, vj, out=product))
     return out.div_(total), total.squeeze(-1)
 
