@@ -36,7 +36,7 @@ ALL_MAPPED = 16_384
 MEASURED = (512, 1024, 2048)
 #: Allocations for which small objects outlive the tensor beside them on the heap, in training and in prediction, and
 #: steps until the heap has its shape: what comes nearest to measured processes (benchmarks/planner.py).
-LIFE_TRAINING, LIFE_PREDICTION, STEPS = 10, 5, 5
+LIFE_TRAINING, LIFE_PREDICTION, STEPS = 50, 5, 5
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Estimate:
 
     Args:
         bytes: peak memory over that of the process before: on CPU resident memory, on CUDA that of tensors.
-        tensors: peak of the tensors alone; the rest of `bytes` is memory that the heap cannot give back.
+        tensors: peak of the tensors and of what operations take beside them; the rest of `bytes` is memory that the
+            heap cannot give back.
         parameters, optimizer, features: bytes of the weights and buffers, of AdamW's two moments, of the batch.
         activations: the rest of `tensors`: intermediate results, gradients.
         flops: of matrix products and attention, in one step.
@@ -136,7 +137,7 @@ def estimate(model: Aggregator, sizes: Sequence[int], *, training: bool, precisi
     found = _trace(asked)
     top, trace = found.parts[0]
     total = sum(asked.sizes)
-    tensors = found.at(total, found.parts, "peak")
+    tensors = found.at(total, found.parts, "peak") + trace.compiled
     lost = _resident(trace, device) - trace.peak
     resident = tensors + round(lost * max(1.0, min(total, ALL_MAPPED) / top))
     flops, attention = (found.at(total, found.all, name) for name in ("flops", "attention_flops"))

@@ -15,6 +15,9 @@ from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
 
+#: Operations that PyTorch compiles for every shape in bfloat16 on CPUs, and the bytes that it keeps of each.
+COMPILED, COMPILED_BYTES = {aten.mm, aten.addmm, aten.bmm}, 2**20
+
 #: Key of a block and its bytes; -1 bytes: it is given back.
 Event = tuple[int, int]
 FREED = -1
@@ -39,6 +42,7 @@ class Tape(TorchDispatchMode):
         self.events: list[Event] = []
         self.operations = 0
         self.flops = self.attention_flops = 0
+        self.compiled: set[tuple[Any, ...]] = set()
         self._live: dict[int, tuple[weakref.ref[Any], int]] = {}
         self._blocks = 0
 
@@ -77,7 +81,19 @@ class Tape(TorchDispatchMode):
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self.keep(leaf)
+        self._beside(func._overloadpacket, [x for x in args if isinstance(x, Tensor)])
         return out
+
+    def _beside(self, packet: Any, args: list[Tensor]) -> None:
+        """Memory that an operation takes beside its result and that shows in no tensor."""
+        if self.device != "cpu" or not args or args[-1].dtype != torch.bfloat16:
+            return
+        if packet in COMPILED:
+            self.compiled.add((packet, *(x.shape for x in args)))
+        elif packet is aten._scaled_dot_product_flash_attention_for_cpu:  # lays keys and values out anew
+            self._blocks += 1
+            nbytes = sum(x.numel() * x.element_size() for x in args[1:3])
+            self.events += [(self._blocks, nbytes), (self._blocks, FREED)]
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.fake:

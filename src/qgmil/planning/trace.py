@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qgmil.bags.bag import PackedBags
 from qgmil.models.base import Aggregator
 from qgmil.planning.device import autocast
-from qgmil.planning.tape import FREED, Event, Tape
+from qgmil.planning.tape import COMPILED_BYTES, FREED, Event, Tape
 
 #: Moments of AdamW, in the dtype of the parameters.
 MOMENTS = 2
@@ -32,6 +32,7 @@ class Trace:
         attention_flops: those of attention alone (and of batched matrix products).
         operations: how many there were.
         training: with loss and backward pass.
+        compiled: bytes that stay in the process of the products that were compiled for this batch.
     """
 
     before: tuple[Event, ...]
@@ -41,6 +42,7 @@ class Trace:
     attention_flops: int
     operations: int
     training: bool
+    compiled: int = 0
 
     @property
     def peak(self) -> int:
@@ -162,4 +164,5 @@ def _run(model: Aggregator, training: bool, precision: str, device: str, tape: T
     if training:
         follows = {old: tape.keep(p.grad) for old, p in zip(gradients, parameters, strict=True) if p.grad is not None}
     events = tuple(tape.events)
-    return Trace(before, events, follows, tape.flops, tape.attention_flops, tape.operations, training)
+    compiled = COMPILED_BYTES * len(tape.compiled)
+    return Trace(before, events, follows, tape.flops, tape.attention_flops, tape.operations, training, compiled)
