@@ -22,7 +22,7 @@ from qgmil.models.registry import create_model
 from qgmil.planning.available import process_memory
 from qgmil.planning.curves import Curve
 from qgmil.planning.device import choose_device, choose_precision
-from qgmil.planning.heap import Heap, fixed_threshold, is_glibc
+from qgmil.planning.heap import PAGE, Heap, fixed_threshold, is_glibc
 from qgmil.planning.trace import Trace, trace_step
 
 #: Most operations of a trace, a few seconds of work, and batches that are traced whatever it takes: models may have
@@ -34,9 +34,10 @@ PARTS = (1.0, 0.7)
 ALL_MAPPED = 16_384
 #: Instances of batches that are computed for real where fake tensors cannot follow.
 MEASURED = (512, 1024, 2048)
-#: Allocations for which small objects outlive the tensor beside them on the heap, in training and in prediction, and
-#: steps until the heap has its shape: what comes nearest to measured processes (benchmarks/planner.py).
-LIFE_TRAINING, LIFE_PREDICTION, STEPS = 50, 5, 5
+#: Allocations for which small objects outlive the tensor beside them on the heap, in prediction; in training a share of
+#: those of a step, within bounds; steps until the heap has its shape. They are what comes nearest to measured processes
+#: (benchmarks/planner.py).
+LIFE_PREDICTION, LIFE_TRAINING, SHARE, STEPS = 5, (10, 50), 25, 5
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,10 @@ def _resident(trace: Trace, device: str) -> int:
     """Peak resident memory: that of the tensors, and on CPU what the heap makes of it."""
     if device != "cpu" or not is_glibc():
         return trace.peak
-    heap = Heap(LIFE_TRAINING if trace.training else LIFE_PREDICTION, fixed_threshold())
+    life = LIFE_PREDICTION
+    if trace.training:
+        least, most = LIFE_TRAINING
+        life = max(least, min(most, sum(nbytes >= PAGE for _, nbytes in trace.events) // SHARE))
+    heap = Heap(life, fixed_threshold())
     heap.play(trace.steps(STEPS))
     return heap.peak
