@@ -99,6 +99,8 @@ def sizes(
         for n in instances:
             for precision, ours in (("bf16", False), ("bf16", True), ("32", True)):
                 found = in_fresh_process(steps, model, precision, n, ours, count)
+                if found is None:
+                    raise SystemExit(f"{model}, {n:,} instances: the process died, probably for want of memory")
                 how = "float32" if precision == "32" else "bfloat16" if ours else "bfloat16, plain"
                 rows.append({"model": model, "instances": n, "how": how, **found})
     console = Console(highlight=False)

@@ -54,10 +54,10 @@ def test_the_parts_of_an_estimate() -> None:
 
 def test_bfloat16_and_checkpointing_take_less() -> None:
     options = {"width": 256, "num_heads": 4, "ffn_dim": 512, "num_layers": 3}
-    plain = peak_memory("qgmil", 32, 2, (4000,), options=options, **CPU)
-    half = peak_memory("qgmil", 32, 2, (4000,), options=options, precision="bf16", device="cpu")
-    saved = peak_memory("qgmil", 32, 2, (4000,), options=options, checkpointing=True, **CPU)
-    assert half.tensors < 0.85 * plain.tensors and saved.tensors < 0.7 * plain.tensors
+    plain = peak_memory("qgmil", 32, 2, (8000,), options=options, **CPU)
+    half = peak_memory("qgmil", 32, 2, (8000,), options=options, precision="bf16", device="cpu")
+    saved = peak_memory("qgmil", 32, 2, (8000,), options=options, checkpointing=True, **CPU)
+    assert half.tensors < 0.8 * plain.tensors and saved.tensors < 0.7 * plain.tensors
 
 
 def test_a_model_with_nothing_to_train_has_no_backward_pass() -> None:
@@ -91,11 +91,10 @@ def test_extrapolation_meets_the_trace(precision: str, training: bool, monkeypat
     monkeypatch.setattr(memory, "LEAST_TOP", 3000)
     monkeypatch.setattr(memory, "MOST_OPERATIONS", 1)
     found = estimate(model, sizes, **asked)
-    assert truth.method == "traced" and found.method.startswith("traced at 2,100 and 3,000 instances and extrapolated")
+    assert truth.method == "traced" and found.method.startswith("traced at 2,176 and 3,072 instances and extrapolated")
     assert found.tensors == pytest.approx(truth.tensors, rel=0.04)
-    # In bfloat16 products come in few sizes, up to a sixteenth larger than the bags.
-    assert found.flops == pytest.approx(truth.flops, rel=0.04 if precision == "32-true" else 0.08)
-    assert found.attention_flops == pytest.approx(truth.attention_flops, rel=0.06 if precision == "32-true" else 0.08)
+    assert found.flops == pytest.approx(truth.flops, rel=0.04)
+    assert found.attention_flops == pytest.approx(truth.attention_flops, rel=0.06)
 
 
 def test_what_cannot_be_traced_is_measured_and_its_map_is_foreseen() -> None:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 from qgmil.errors import ConfigError, QGMILError
+from qgmil.layers.kernels.bounded import ALIGNED
+from qgmil.layers.linear import next_size
 from qgmil.models.base import Aggregator
 from qgmil.models.registry import create_model
 from qgmil.planning.available import process_memory
@@ -181,9 +183,17 @@ class _Asked:
 
 
 def scaled(sizes: Sequence[int], instances: int) -> tuple[int, ...]:
-    """Sizes in the same proportions that add up to about so many instances."""
+    """Sizes in the same proportions that add up to about so many instances.
+
+    Large ones are sizes that products come in (`next_size`), for what is filled up would be extrapolated with the rest.
+    """
     total = sum(sizes)
-    return tuple(max(1, round(n * instances / total)) for n in sizes)
+    wanted = [n * instances / total for n in sizes]
+    if min(wanted) < 10 * ALIGNED:
+        return tuple(max(1, round(n)) for n in wanted)
+    found = [ALIGNED * round(n / ALIGNED) for n in wanted]
+    found[found.index(max(found))] += next_size(sum(found)) - sum(found)
+    return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)
