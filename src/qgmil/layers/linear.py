@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 #: Sizes between a number of rows and twice as many, and the rows up to which each number is a size of its own.
@@ -36,8 +35,15 @@ def filled(x: Tensor) -> Tensor:
     x = compute_dtype(x)
     if torch.compiler.is_compiling() or x.dtype != torch.bfloat16 or x.device.type != "cpu":
         return x
-    extra = next_size(x.shape[0]) - x.shape[0]
-    return F.pad(x, (*[0, 0] * (x.ndim - 1), 0, extra)) if extra else x
+    return with_zeros(x, next_size(x.shape[0]) - x.shape[0], dim=0)
+
+
+def with_zeros(x: Tensor, extra: int, dim: int) -> Tensor:
+    """x with so many zeros behind it along `dim`: as `torch.nn.functional.pad`, which fills all of the result first."""
+    if not extra:
+        return x
+    shape = (*x.shape[:dim], extra, *x.shape[dim + 1 :])
+    return torch.cat((x, x.new_zeros(shape)), dim=dim)
 
 
 def next_size(rows: int, most: int | None = None) -> int:

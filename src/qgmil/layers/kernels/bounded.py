@@ -19,12 +19,11 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
-from qgmil.layers.linear import next_size
+from qgmil.layers.linear import next_size, with_zeros
 
 #: Largest bound on a logit. Weights stay within e^-40 to e^40 and their sums over 10^6 instances below 10^24: all are
 #: normal bfloat16 numbers (10^-38 to 10^38), and so are their reciprocals.
@@ -33,6 +32,10 @@ MAX_LOGIT = 40.0
 #: Most queries and keys of a block: 8 heads of it fill the second-level cache, and the cost of a call is lost in it.
 #: Where the processor multiplies tiles, products gain more from long rows than they lose to the third-level cache.
 BLOCK, TILES_BLOCK = 512, 1024
+
+#: Blocks of keys from which on the sums of each block's weights may be rounded to bfloat16, as its outputs are: over that
+#: many the rounding (2^-9 at most) averages to less than that of the result. Summing in float32 would copy the weights.
+ROUNDED_SUMS = 8
 
 #: Blocks of larger bags end at multiples of this.
 ALIGNED = 64
@@ -138,8 +141,7 @@ def _by_row(x: Tensor, shape: torch.Size) -> Tensor:
 
 def _filled(x: Tensor) -> Tensor:
     """``(G, m, ...)`` with zeros up to one of few sizes, for PyTorch compiles products for every size that it meets."""
-    extra = next_size(x.shape[1], ALIGNED) - x.shape[1]
-    return F.pad(x, (*([0, 0] * (x.ndim - 2)), 0, extra)) if extra else x
+    return with_zeros(x, next_size(x.shape[1], ALIGNED) - x.shape[1], dim=1)
 
 
 def _fused_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,13 +166,14 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, n: int) -> tuple[Tensor, Tensor]:
     out = q.new_zeros((groups, queries, d), dtype=torch.float32)
     total = q.new_zeros((groups, queries, 1), dtype=torch.float32)
     space = _Space(q, rows, columns)
+    wide = None if len(keys) >= ROUNDED_SUMS else torch.float32
     for start in range(0, queries, rows):
         block = q[:, start : start + rows]
         o, s = out[:, start : start + rows], total[:, start : start + rows]
         product = space.product(block.shape[1])
         for j, (kj, vj) in enumerate(zip(keys, values, strict=True)):
             weights = torch.bmm(block, kj, out=space.weights(block.shape[1], kj.shape[2])).exp_()
-            s.add_(weights[..., : max(0, n - j * columns)].sum(-1, keepdim=True, dtype=torch.float32))
+            s.add_(weights[..., : max(0, n - j * columns)].sum(-1, keepdim=True, dtype=wide))
             o.add_(torch.bmm(weights, vj, out=product))
     return out.div_(total), total.squeeze(-1)
 
@@ -247,17 +250,19 @@ class _Space:
     """Memory for one block of weights and one of products, used again for every block."""
 
     def __init__(self, like: Tensor, rows: int, columns: int) -> None:
-        groups, _, self.d = like.shape
-        self.groups = groups
-        self.flat = like.new_empty(groups * rows * columns)
-        self.small = like.new_empty(groups * max(rows, columns) * self.d)
+        self.groups, _, self.d = like.shape
+        self.flat = like.new_empty(self.groups * rows * columns)
+        self.small = like.new_empty(self.groups * max(rows, columns) * self.d)
+        self.shaped: dict[tuple[str, int, int], Tensor] = {}  # few, and making a view takes as long as a small product
 
     def weights(self, rows: int, columns: int) -> Tensor:
-        return _shaped(self.flat, torch.Size((self.groups, rows, columns)))
+        return self._view("weights", self.flat, rows, columns)
 
     def product(self, rows: int) -> Tensor:
-        return _shaped(self.small, torch.Size((self.groups, rows, self.d)))
+        return self._view("product", self.small, rows, self.d)
 
-
-def _shaped(flat: Tensor, shape: torch.Size) -> Tensor:
-    return flat[: shape.numel()].view(shape)
+    def _view(self, name: str, flat: Tensor, rows: int, columns: int) -> Tensor:
+        key = (name, rows, columns)
+        if key not in self.shaped:
+            self.shaped[key] = flat[: self.groups * rows * columns].view(self.groups, rows, columns)
+        return self.shaped[key]
