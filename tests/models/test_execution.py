@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -68,6 +70,34 @@ def test_compiled_parts_agree_and_no_size_compiles_them_anew() -> None:
     compiled = step(model, bags)
     assert all(bool(torch.isfinite(g).all()) for g in compiled)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", ["qgmil", "transformer"])
+def test_cuda_graphs_are_recorded_for_few_numbers_of_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, begun = [], []
+
+    def backend(graph: torch.fx.GraphModule, example: list[Any], **options: Any) -> Any:
+        def run(*args: Any) -> Any:
+            rows.append(next(x.shape[0] for x in args if isinstance(x, torch.Tensor) and not x.requires_grad))
+            return graph(*args)
+
+        assert options["mode"] == "reduce-overhead"
+        return run
+
+    torch.manual_seed(0)
+    model = create_model(name, in_dim=8, num_classes=2, width=16, num_heads=2, ffn_dim=32, num_layers=2).eval()
+    sizes = range(129, 257)
+    with torch.no_grad():
+        plain = [model(torch.ones(n, 8)).logits for n in sizes]
+        torch._dynamo.reset()
+        model.compile_parts("reduce-overhead", backend=backend)
+        monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(len(rows)))
+        again = [model(torch.ones(n, 8)).logits for n in sizes]
+    torch._dynamo.reset()
+    for a, b in zip(plain, again, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    assert set(rows) <= {*range(144, 273, 16)}  # the class token of a transformer makes 256 instances 257 rows
+    assert len(rows) == 5 * len(sizes) and begun == [*range(0, len(rows), 5)]  # once a pass, before its five parts
 
 
 def test_what_cannot_be_compiled_says_so() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qgmil.errors import ConfigError
 from qgmil.layers.clusters import clustered_attention
+from qgmil.layers.compiled import compile_rows
 from qgmil.layers.linear import Linear
 from qgmil.layers.norm import make_norm
 from qgmil.layers.segments import segment_attention
@@ -102,9 +103,9 @@ class GatedSelfAttention(nn.Module):
         v = self.v_proj(u).view(rows, self.num_kv_heads, d)
         return self.q_norm(q), self.k_norm(k), v, gate
 
-    def compile_project(self, **options: Any) -> None:
-        """Compile the projections and their norms, for any number of rows (options of `torch.compile`)."""
-        self.__dict__["project"] = torch.compile(self.project, dynamic=True, **options)
+    def compile_project(self, mode: str, **options: Any) -> None:
+        """Compile the projections and their norms (`compile_rows`)."""
+        self.__dict__["project"] = compile_rows(self.project, mode, **options)
 
     def forward(self, u: Tensor, sizes: Sequence[int]) -> Tensor:
         """Attend within each bag: ``(T, dim) -> (T, dim)``."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from qgmil.bags.bag import Bag, PackedBags
 from qgmil.bags.packing import BagsLike, pack
 from qgmil.errors import BagError, ConfigError
+from qgmil.layers.compiled import CUDA_GRAPHS
 from qgmil.layers.standardize import Standardize
 from qgmil.models.output import BagOutput
 
@@ -68,6 +69,8 @@ class Aggregator(nn.Module, ABC):
         self.standardize: Standardize | None = None
         #: Recompute blocks in the backward pass instead of keeping their activations. No effect without blocks.
         self.checkpointing = False
+        #: Whether compiled parts record CUDA graphs.
+        self.records = False
 
     @abstractmethod
     def forward_packed(self, bags: PackedBags, return_attention: bool) -> BagOutput:
@@ -86,6 +89,8 @@ class Aggregator(nn.Module, ABC):
         """
         packed, layout = pack(bags, mask)
         packed = self.prepare(packed)
+        if self.records:  # else each compiled part would take back what those before it have made
+            torch.compiler.cudagraph_mark_step_begin()
         out = self.forward_packed(packed, return_attention)
         if out.attention is not None:
             out.attention = layout.restore(out.attention)
@@ -128,12 +133,18 @@ class Aggregator(nn.Module, ABC):
         Attention and pooling, whose shapes are the bags', stay as they are.
 
         Args:
-            mode: of `torch.compile`; "reduce-overhead" uses CUDA graphs, for small bags.
+            mode: of `torch.compile`; "reduce-overhead" records CUDA graphs, for small bags: one for each of few numbers
+                of rows (`qgmil.layers.compiled`).
             options: others of `torch.compile`, such as ``backend``.
 
         Raises:
             ConfigError: this aggregator has no such parts.
         """
+        self.compile_rowwise(mode, **options)
+        self.records = mode == CUDA_GRAPHS
+
+    def compile_rowwise(self, mode: str, **options: Any) -> None:
+        """Compile the parts (`compile_module`); an aggregator that has some overrides this."""
         raise ConfigError(f"{self.name} has no parts to compile: leave compile at 'no'")
 
     @property

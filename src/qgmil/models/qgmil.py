@@ -16,6 +16,7 @@ from qgmil.bags.packing import BagsLike, pack
 from qgmil.errors import BagError, ConfigError
 from qgmil.layers.attention import GatedSelfAttention, LayerAttention
 from qgmil.layers.block import GatedBlock
+from qgmil.layers.compiled import compile_module
 from qgmil.layers.dropout import Dropout
 from qgmil.layers.linear import Linear
 from qgmil.layers.norm import NORMS, outer_norm
@@ -151,11 +152,11 @@ class QGMIL(Aggregator):
         """The transformer blocks in order."""
         return [cast(GatedBlock, block) for block in self.layers]
 
-    def compile_parts(self, mode: str = "default", **options: Any) -> None:
+    def compile_rowwise(self, mode: str, **options: Any) -> None:
         for block in self.blocks:
-            block.self_attn.compile_project(mode=mode, **options)
-            block.mlp.compile(mode=mode, dynamic=True, **options)
-        self.input_proj.compile(mode=mode, dynamic=True, **options)
+            block.self_attn.compile_project(mode, **options)
+            compile_module(block.mlp, mode, **options)
+        compile_module(self.input_proj, mode, **options)
 
     def _stream(self, bags: PackedBags) -> tuple[Tensor, tuple[int, ...]]:
         """Input of the first block ``(T, d)`` and the bag sizes, class tokens included (first of each bag)."""

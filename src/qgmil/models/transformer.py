@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from qgmil.bags.bag import PackedBags
 from qgmil.errors import ConfigError
 from qgmil.layers.attention import GatedSelfAttention
+from qgmil.layers.compiled import compile_module
 from qgmil.layers.dropout import Dropout
 from qgmil.layers.linear import Linear
 from qgmil.layers.norm import LayerNorm
@@ -122,12 +123,12 @@ class TransformerMIL(Aggregator):
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token)
 
-    def compile_parts(self, mode: str = "default", **options: Any) -> None:
+    def compile_rowwise(self, mode: str, **options: Any) -> None:
         for block in self.blocks:
             assert isinstance(block, EncoderBlock)
-            block.self_attn.compile_project(mode=mode, **options)
-            block.mlp.compile(mode=mode, dynamic=True, **options)
-        self.embed.compile(mode=mode, dynamic=True, **options)
+            block.self_attn.compile_project(mode, **options)
+            compile_module(block.mlp, mode, **options)
+        compile_module(self.embed, mode, **options)
 
     def forward_packed(self, bags: PackedBags, return_attention: bool) -> BagOutput:
         h, sizes = self.embed(bags.features), bags.sizes

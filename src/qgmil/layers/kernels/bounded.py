@@ -33,8 +33,8 @@ MAX_LOGIT = 40.0
 #: Where the processor multiplies tiles, products gain more from long rows than they lose to the third-level cache.
 BLOCK, TILES_BLOCK = 512, 1024
 
-#: Blocks of keys from which on the sums of each block's weights may be rounded to bfloat16, as its outputs are: over that
-#: many the rounding (2^-9 at most) averages to less than that of the result. Summing in float32 would copy the weights.
+#: Blocks of keys from which on the sums of each block's weights may be rounded to bfloat16, as its outputs are: over
+#: so many the rounding (2^-9 at most) averages to less than that of the result. Summing in float32 copies the weights.
 ROUNDED_SUMS = 8
 
 #: Blocks of larger bags end at multiples of this.
