@@ -4,6 +4,7 @@
     python benchmarks/aggregator.py --quick                     # half a minute: does it run?
     python benchmarks/aggregator.py --read out.json --markdown  # the tables of an earlier run
     python benchmarks/aggregator.py --profile 4000              # where a training step spends its time
+    python benchmarks/aggregator.py --compiled ...              # also with torch.compile
 
 Measured are inference (forward, in inference mode) and the training step (forward, loss, backward) on one bag of each
 size, and on 64 packed bags of single cells: QG-MIL in float32 and under the bfloat16 autocast of training, against
@@ -29,6 +30,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from contenders import (
+    COMPILED,
     EAGER,
     HAEMATOLOGY,
     LAYER,
@@ -65,6 +67,7 @@ class Limits:
         peer: largest bag of the encoder layer and of TransMIL.
         turns: largest bag whose contenders take turns.
         rounds, budget: of the turns at one size, as for `take_turns`.
+        compiled: also QG-MIL with its row-wise parts compiled; on CUDA with CUDA graphs, too.
     """
 
     train: int
@@ -73,6 +76,7 @@ class Limits:
     turns: int
     rounds: int
     budget: float
+    compiled: bool = False
 
 
 def aggregator(
@@ -86,6 +90,7 @@ def aggregator(
     rounds: int = 15,
     budget: float = 12.0,
     bags: bool = True,
+    compiled: Annotated[bool, Parameter(negative=())] = False,
     threads: int | None = None,
     json_file: Annotated[Path | None, Parameter(name="--json")] = None,
     read: Path | None = None,
@@ -115,6 +120,8 @@ def aggregator(
         Seconds for the turns at one size, after the first round.
     bags
         Also the batch of 64 bags of single cells.
+    compiled
+        Also QG-MIL with its row-wise parts compiled (CUDA: and with CUDA graphs).
     threads
         Threads of torch. Default: its own choice.
     json_file
@@ -145,6 +152,7 @@ def aggregator(
         turns=(200_000 if cuda else 10_000) if turns_max is None else turns_max,
         rounds=3 if quick else rounds,
         budget=min(budget, 2.0) if quick else budget,
+        compiled=compiled,
     )
     sizes = sizes or ((100, 1_000) if quick else SIZES[device])
     batches: list[tuple[int, ...]] = [(n,) for n in sorted(sizes)]
@@ -172,6 +180,8 @@ def cases_of(batch: tuple[int, ...], mode: str, device: str, threads: int | None
     single = len(batch) == 1
     most = {EAGER: limits.eager, LAYER: limits.peer, TRANSMIL: limits.peer}
     names = contenders() if single else (OURS, ONE_BY_ONE, EAGER)
+    if limits.compiled:
+        names = (*names, *list(COMPILED)[: 2 if device == "cuda" else 1])
     names = tuple(name for name in names if not single or batch[0] <= most.get(name, batch[0]))
     pairs = [(name, dtype) for dtype in DTYPES for name in names if (name, dtype) != (EAGER, "bfloat16")]
     return [Case(name, batch, mode, dtype, device, threads) for name, dtype in pairs]
@@ -232,7 +242,7 @@ def _memory(case: Case) -> dict[str, float] | None:
 
 def _row(case: Case, times: Sequence[float], peak: float | None, rate: float | None) -> Row:
     """One line of the results. The arithmetic of the other aggregators is another, so they have no share."""
-    flops = needed_flops(case.sizes, case.mode) if case.contender in (OURS, ONE_BY_ONE, EAGER) else None
+    flops = needed_flops(case.sizes, case.mode) if case.contender in (OURS, ONE_BY_ONE, EAGER, *COMPILED) else None
     timed = summary(times) if times else {"seconds": None, "median_seconds": None, "runs": 0}
     seconds = timed["seconds"]
     return {

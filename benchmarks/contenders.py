@@ -19,6 +19,9 @@ from qgmil.training.device import autocast, choose_precision
 IN_DIM, CLASSES = 1024, 2
 OURS, ONE_BY_ONE, EAGER, LAYER, TRANSMIL = "qgmil", "qgmil, one by one", "eager", "encoder layer", "transmil"
 
+#: Contenders whose row-wise parts are compiled, and the mode of `torch.compile`. On CPUs there are no CUDA graphs.
+COMPILED = {"qgmil, compiled": "default", "qgmil, CUDA graphs": "reduce-overhead"}
+
 #: 64 bags of single cells, their sizes skewed as those of blood smears are (DeepAPL's 82 patients have 59 to 821 cells,
 #: half of them 123 to 157): four of five drawn from a log-normal around 130 with a spread of 0.16, the others from one
 #: around 290 with 0.5, clipped to 60 and 800; numpy's default generator, seed 4.
@@ -36,7 +39,7 @@ class Case:
     """One step to measure.
 
     Args:
-        contender: one of `contenders()`, or "qgmil, one by one" (a forward, or a whole step, for each bag).
+        contender: one of `contenders()` or `COMPILED`, or "qgmil, one by one" (a forward, or a step, for each bag).
         sizes: instances of each bag of the batch.
         mode: "forward" (inference mode) or "train" (forward and loss, then backward; dropout as released).
         dtype: "float32", or "bfloat16" for the autocast that training uses.
@@ -116,6 +119,8 @@ def _inputs(case: Case, bags: PackedBags) -> tuple[nn.Module, list[tuple[tuple[P
         return EncoderLayer().to(case.device), [((bags,), bags.labels)]
     name = TRANSMIL if case.contender == TRANSMIL else OURS
     model = create_model(name, in_dim=IN_DIM, num_classes=CLASSES).to(case.device)
+    if case.contender in COMPILED:
+        model.compile_parts(COMPILED[case.contender])
     if case.contender == EAGER:
         return EagerQGMIL(model), [(pad(bags), bags.labels)]
     if case.contender == ONE_BY_ONE:
