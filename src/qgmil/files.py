@@ -7,9 +7,20 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+#: What `qgmil extract` notes in its folders: how the features were made of images.
+EXTRACTED = "extract.json"
+
+
+def carry_settings(files: Iterable[Path], folder: Path) -> None:
+    """Keep with what was made of feature files how these were made, where their one folder says so: for new images."""
+    folders = {file.parent for file in files}
+    if len(folders) == 1 and (said := folders.pop() / EXTRACTED).is_file():
+        shutil.copyfile(said, folder / EXTRACTED)
 
 
 @contextlib.contextmanager

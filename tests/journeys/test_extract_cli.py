@@ -79,6 +79,10 @@ def test_slides_to_predictions_with_overlays(run: Run, cohort: Path, tmp_path: P
     assert (out / "extract.json").read_text() == (
         cohort / "f" / "features_efficientnet_lite0" / "extract.json"
     ).read_text()
+    assert run("pack", cohort / "f" / "bags.csv", "-o", tmp_path / "store").code == 0  # a store says it, too
+    assert run("pack", tmp_path / "store", "-o", tmp_path / "again").code == 0
+    assert (tmp_path / "again" / "extract.json").read_text() == (out / "extract.json").read_text()
+    assert run("check", tmp_path / "again").code == 0
     done = run("predict", out, real_slide(), "-o", tmp_path / "said.csv", "--tissue", "auto")
     assert done.code == 0, done.err
     (row,) = read_csv(tmp_path / "said.csv")

@@ -54,6 +54,16 @@ def test_same_seed_same_bits_other_seed_other_bits(bags: BagDataset) -> None:
     assert not torch.equal(a["input_proj.0.weight"], c["input_proj.0.weight"])
 
 
+def test_new_tensors_are_not_filled_while_training_and_settings_come_back(bags: BagDataset) -> None:
+    train, val = halves(bags)
+    settings = torch.utils.deterministic
+    seen: list[bool] = []
+    hook = lambda *_: seen.append(settings.fill_uninitialized_memory)  # noqa: E731
+    fit_model(train, val, CLASSES, TrainConfig.build({**SMALL, "epochs": 2}), on_epoch=hook)
+    assert seen == [False, False] and settings.fill_uninitialized_memory
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_loader_workers_change_nothing(bags: BagDataset) -> None:
     train, val = halves(bags)
     results = []

@@ -68,7 +68,7 @@ def encode(
     from qgmil.encoders.load import load_encoder
     from qgmil.encoders.settings import read_settings
     from qgmil.encoders.work import find_cells, find_slides
-    from qgmil.images.slides import EXTRACTED
+    from qgmil.files import EXTRACTED
 
     check_kind(tiling, cells)
     made = read_settings(folder / EXTRACTED) if (folder / EXTRACTED).is_file() else None

@@ -12,8 +12,7 @@ from typing import Any
 from qgmil.encoders.base import Encoder
 from qgmil.encoders.pictures import Shaping
 from qgmil.errors import ConfigError, ReadError, RunError
-from qgmil.files import write_json
-from qgmil.images.slides import EXTRACTED
+from qgmil.files import EXTRACTED, write_json
 from qgmil.images.tiling import Grid
 
 

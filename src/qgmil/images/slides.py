@@ -19,6 +19,7 @@ from PIL import Image
 
 from qgmil.bags.readers.base import guarded
 from qgmil.errors import BagError, ConfigError, ReadError
+from qgmil.files import EXTRACTED
 
 #: Pixels of a plain image (or of a slide without smaller levels) that are read at once: 12,000 x 12,000.
 MAX_PIXELS = 144_000_000
@@ -34,8 +35,6 @@ SUFFIXES = (
     ".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm", ".btf",
     *PLAIN,
 )  # fmt: skip
-#: What `qgmil extract` notes in its folders: how the features were made.
-EXTRACTED = "extract.json"
 #: A level counts as one of the wanted downsampling up to this: scanners round the sizes of levels.
 TOLERANCE = 1.01
 

@@ -178,6 +178,9 @@ def run_training(
     val_batches = None if val is None else eval_loader(val, classes, sample=config.eval_sample, **loading)
     checkpoint = recorder.checkpoint if resume and recorder.checkpoint and recorder.checkpoint.exists() else None
     deterministic = torch.are_deterministic_algorithms_enabled()  # before the trainer switches it on for CUDA
+    settings: Any = torch.utils.deterministic
+    filling = settings.fill_uninitialized_memory
+    settings.fill_uninitialized_memory = False  # comes with that, and is a kernel for every new tensor
     trainer = _trainer(recorder, val is not None, device, config, module.share.world)
     try:
         with quiet_lightning(), explained_memory_errors(lambda: module.batch, training=True):
@@ -188,6 +191,7 @@ def run_training(
         raise Interrupted(module.model.cpu().eval() if recorder.best else None) from None
     finally:
         torch.use_deterministic_algorithms(deterministic)
+        settings.fill_uninitialized_memory = filling
 
 
 def _trainer(recorder: Recorder, validates: bool, device: str, config: TrainConfig, processes: int) -> pl.Trainer:

@@ -16,7 +16,7 @@ from qgmil.bags.splits import Split, from_column, holdout, kfold
 from qgmil.errors import ConfigError, MetricError, RunError
 from qgmil.evaluation.bootstrap import Interval, bootstrap_interval
 from qgmil.evaluation.summary import FoldPredictions, pool, pool_folds, summarise
-from qgmil.files import read_csv, write_csv, write_json
+from qgmil.files import carry_settings, read_csv, write_csv, write_json
 from qgmil.models.base import ClosedForm
 from qgmil.training.cell import Cell, run_cell, split_rows
 from qgmil.training.config import TrainConfig
@@ -33,7 +33,6 @@ from qgmil.training.runfolder import (
     create_run,
     drop_checkpoints,
     is_finished,
-    keep_settings,
     read_metrics,
     read_predictions,
     read_run,
@@ -92,7 +91,7 @@ def train_run(manifest: str | Path, output: str | Path, config: TrainConfig, pro
     config = config.model_copy(update={"split_file": tuple(p.resolve() for p in config.split_file)})
     bags, cells = _plan(manifest, output, config)
     create_run(output, config, manifest)
-    keep_settings(output, (file for item in bags.items if isinstance(item, BagRecord) for file in item.files))
+    carry_settings((file for item in bags.items if isinstance(item, BagRecord) for file in item.files), output)
     if bags.skipped:
         write_csv(output / SKIPPED, [{"bag_id": bag, "reason": reason} for bag, reason in bags.skipped])
     for cell in cells:

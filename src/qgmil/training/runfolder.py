@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ import yaml
 from qgmil.bags.store import is_store, store_identity
 from qgmil.errors import RunError
 from qgmil.files import read_csv, write_json, write_text
-from qgmil.images.slides import EXTRACTED
 from qgmil.training.config import TrainConfig, read_yaml
 
 CONFIG, METRICS, PREDICTIONS, HISTORY, SPLIT, SKIPPED = (
@@ -50,13 +48,6 @@ def create_run(folder: Path, config: TrainConfig, manifest: Path) -> None:
         write_run(folder, config, manifest.resolve(), source_hash(manifest), f"qgmil train {manifest.name}")
     except OSError as error:
         raise RunError(f"{folder}: cannot write the run folder ({error.strerror or error})") from None
-
-
-def keep_settings(folder: Path, files: Iterable[Path]) -> None:
-    """Keep with a run how its features were made of images, where their one folder says so: for new images."""
-    folders = {file.parent for file in files}
-    if len(folders) == 1 and (said := folders.pop() / EXTRACTED).is_file():
-        shutil.copyfile(said, folder / EXTRACTED)
 
 
 def write_run(folder: Path, config: TrainConfig, manifest: Path, sha256: str, made_by: str) -> None:

@@ -23,6 +23,7 @@ from qgmil.bags.source import PathLikes
 from qgmil.bags.store.layout import DTYPES, FEATURES, Header, dtype_name, is_store
 from qgmil.bags.store.writing import FeatureFile, Rounding, StoreWriter, sync_folder
 from qgmil.errors import ConfigError, RunError
+from qgmil.files import carry_settings
 
 try:
     import fcntl
@@ -137,6 +138,7 @@ def _write(
             "features_were": dict(found),
             "largest_rounding_error": {"error": rounding.error, "value": rounding.value, "bag_id": rounding.bag_id},
         }
+        carry_settings((file for item in bags.items if isinstance(item, BagRecord) for file in item.files), folder)
         header = writer.finish(list(files.values()), packed)
     except OSError as error:
         done = 0 if writer is None else len(writer.features.sizes)
