@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from torch._dynamo.utils import counters
 
 from qgmil import create_model
 from qgmil.errors import ConfigError
+from qgmil.planning.memory import estimate
 
 
 def model_and_bags():
@@ -98,6 +101,19 @@ def test_cuda_graphs_are_recorded_for_few_numbers_of_rows(name: str, monkeypatch
         assert torch.allclose(a, b, atol=1e-6)
     assert set(rows) <= {*range(144, 273, 16)}  # the class token of a transformer makes 256 instances 257 rows
     assert len(rows) == 5 * len(sizes) and begun == [*range(0, len(rows), 5)]  # once a pass, before its five parts
+
+
+def test_copies_of_a_compiled_model_have_weights_of_their_own_and_are_planned_like_any() -> None:
+    model, bags = model_and_bags()
+    model.compile_parts(backend="eager")
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301
+        with torch.no_grad():
+            assert torch.allclose(copied.eval()(bags).logits, model.eval()(bags).logits, atol=1e-6)
+            for weight in copied.parameters():
+                weight.zero_()
+            assert not copied(bags).embedding.any() and model(bags).embedding.any()
+    assert estimate(model, (20_000,), training=True, precision="32-true", device="cpu").method == "traced"
+    torch._dynamo.reset()
 
 
 def test_what_cannot_be_compiled_says_so() -> None:

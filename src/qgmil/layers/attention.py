@@ -107,6 +107,10 @@ class GatedSelfAttention(nn.Module):
         """Compile the projections and their norms (`compile_rows`)."""
         self.__dict__["project"] = compile_rows(self.project, mode, **options)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies are not compiled, as PyTorch does it: what was compiled has this module's weights."""
+        return {name: value for name, value in super().__getstate__().items() if name != "project"}
+
     def forward(self, u: Tensor, sizes: Sequence[int]) -> Tensor:
         """Attend within each bag: ``(T, dim) -> (T, dim)``."""
         q, k, v, gate = self.project(u)
