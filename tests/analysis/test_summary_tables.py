@@ -71,14 +71,22 @@ def test_pairs_are_compared_on_the_bags_of_both() -> None:
 
 
 def test_tables_say_it_in_80_columns() -> None:
-    summary = summarise_records({"runs/[x] <b>": [record(i, 0.1 * i, top_10pct=0.2) for i in range(4)]})
+    figures = {
+        "top_10pct": 0.2,
+        "gini": 0.3,
+        "deletion_advantage": -0.4,
+        "insertion_advantage": -0.5,
+        "instance_auroc": 0.6,
+    }
+    summary = summarise_records({"runs/[x] <b>": [record(i, 0.1 * i, **figures) for i in range(4)]})
     console = Console(file=io.StringIO(), width=80)
-    for table in summary_tables(summary, wide=False):
+    for table in summary_tables(summary, width=80):
         console.print(table)
+    assert len(summary_tables(summary)) == 1
     text = console.file.getvalue()
     assert "runs/[x] <b>" in text
     assert "class tumour (2)" in text
-    assert "0.200" in text
+    assert all(f"{value:.3f}" in text and f"[{value:.2f}, {value:.2f}]" in text for value in figures.values())
     assert max(len(line) for line in text.splitlines()) <= 80
     page = markdown(summary, [], {"a|b": "Faithful <script>."})
     assert r"**a\|b**: Faithful \<script\>." in page

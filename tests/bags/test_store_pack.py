@@ -307,3 +307,23 @@ def test_types_that_no_store_has(manifest: Path, tmp_path: Path) -> None:
             pack_store(manifest, tmp_path / "closed" / "s")
     with pytest.raises(RunError, match=r"cannot be written \(Not a directory\)|exists already"):
         pack_store(manifest, manifest / "s")
+
+
+def test_what_says_how_features_were_made_comes_along_and_no_link_does(manifest: Path, tmp_path: Path) -> None:
+    said = manifest.parent / "extract.json"
+    said.write_text('{"encoder": "x"}')
+    pack_store(manifest, tmp_path / "s")
+    assert (tmp_path / "s" / "extract.json").read_text() == said.read_text()
+    verify_store(tmp_path / "s")
+    said.rename(tmp_path / "secret.json")
+    said.symlink_to(tmp_path / "secret.json")
+    pack_store(manifest, tmp_path / "s", force=True)
+    assert "extract.json" not in names(tmp_path / "s")
+    said.unlink()
+    said.write_bytes(b"\xff\xfe")
+    with pytest.raises(ReadError, match=r"extract\.json: cannot be read .*; make it readable, or move it away"):
+        pack_store(manifest, tmp_path / "t")
+    said.write_bytes(b" " * (2**20 + 1))
+    with pytest.raises(ReadError, match=r"extract\.json: has 1,048,577 bytes, it is not from qgmil extract"):
+        pack_store(manifest, tmp_path / "t")
+    assert names(tmp_path) == {"data", "s", "secret.json"}  # nothing is left of it

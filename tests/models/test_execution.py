@@ -103,6 +103,34 @@ def test_cuda_graphs_are_recorded_for_few_numbers_of_rows(name: str, monkeypatch
     assert len(rows) == 5 * len(sizes) and begun == [*range(0, len(rows), 5)]  # once a pass, before its five parts
 
 
+def test_a_compiled_model_can_be_compiled_again_and_as_part_of_something_larger() -> None:
+    model, bags = model_and_bags()
+    model.eval()
+    with torch.no_grad():
+        plain = model(bags).logits
+        model.compile_parts(backend="eager")
+        model.compile_parts(backend="aot_eager")
+        assert torch.allclose(model(bags).logits, plain, atol=1e-6)
+        assert torch.allclose(torch.compile(model, backend="eager")(bags).logits, plain, atol=1e-6)
+    torch._dynamo.reset()
+
+
+def test_rows_that_are_added_for_cuda_graphs_have_no_gradient() -> None:
+    torch.manual_seed(0)
+    model = create_model("qgmil", in_dim=8, num_classes=2, width=16, num_heads=2, ffn_dim=32, dropout=0.0, eps=0.0)
+    x, found = torch.randn(33, 8), []
+    for compiled in (False, True):
+        if compiled:
+            model.compile_parts("reduce-overhead", backend=lambda graph, example, **options: graph)
+        model.zero_grad()
+        model.loss(model(x), torch.tensor([1])).backward()
+        found.append([p.grad.clone() for p in model.parameters()])
+    torch._dynamo.reset()
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+    assert not hasattr(x, "_dynamo_weak_dynamic_indices")  # it is the caller's
+
+
 def test_copies_of_a_compiled_model_have_weights_of_their_own_and_are_planned_like_any() -> None:
     model, bags = model_and_bags()
     model.compile_parts(backend="eager")

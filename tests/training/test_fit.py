@@ -15,6 +15,7 @@ from cohort import SMALL, make_cohort
 from qgmil.bags.bag import Bag
 from qgmil.bags.dataset import BagDataset, open_bags
 from qgmil.errors import BagError, ConfigError
+from qgmil.training import fit
 from qgmil.training.config import TrainConfig
 from qgmil.training.fit import fit_model
 from qgmil.training.module import MILModule, balanced_weights
@@ -54,7 +55,9 @@ def test_same_seed_same_bits_other_seed_other_bits(bags: BagDataset) -> None:
     assert not torch.equal(a["input_proj.0.weight"], c["input_proj.0.weight"])
 
 
-def test_new_tensors_are_not_filled_while_training_and_settings_come_back(bags: BagDataset) -> None:
+def test_new_tensors_are_not_filled_while_training_and_settings_come_back(
+    bags: BagDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train, val = halves(bags)
     settings = torch.utils.deterministic
     seen: list[bool] = []
@@ -62,6 +65,17 @@ def test_new_tensors_are_not_filled_while_training_and_settings_come_back(bags: 
     fit_model(train, val, CLASSES, TrainConfig.build({**SMALL, "epochs": 2}), on_epoch=hook)
     assert seen == [False, False] and settings.fill_uninitialized_memory
     assert not torch.are_deterministic_algorithms_enabled()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no room"):
+        patch.setattr(fit, "_trainer", lambda *_: (_ for _ in ()).throw(OSError("no room")))
+        fit_model(train, val, CLASSES, TrainConfig.build({**SMALL, "epochs": 2}))
+    assert settings.fill_uninitialized_memory
+
+
+def test_cuda_graphs_need_cuda(bags: BagDataset) -> None:
+    train, val = halves(bags)
+    config = TrainConfig.build({**SMALL, "compile": "reduce-overhead", "device": "cpu"})
+    with pytest.raises(ConfigError, match="--compile reduce-overhead records CUDA graphs, and this trains on cpu: use"):
+        fit_model(train, val, CLASSES, config)
 
 
 def test_loader_workers_change_nothing(bags: BagDataset) -> None:

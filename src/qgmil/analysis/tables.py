@@ -26,8 +26,9 @@ SHOWN = (
     "instance_auroc",
 )
 #: The same for terminals of 80 columns.
-NARROW = ("top_10pct", "entropy", "deletion_advantage", "insertion_advantage", "instance_auroc")
 COMPARED = ("top_10pct", "entropy", "deletion_advantage", "insertion_advantage", "attention_tv_50", "instance_auroc")
+#: Columns of a terminal that the names of bags take, and a figure with its interval.
+BAGS_WIDTH, FIGURE_WIDTH = 24, 18
 CAPTION = (
     "Mean over bags [95 % interval over patients]. top 10 %: mass of the most attended tenth of instances; entropy: "
     "normalised, 1 = uniform; advantage: area against random order, above 0 = faithful; TV: total variation distance, "
@@ -35,21 +36,24 @@ CAPTION = (
 )
 
 
-def summary_tables(summary: Sequence[Mapping[str, Any]], *, wide: bool = True) -> list[Table]:
-    """One table a source, a row a group of bags, the interval under the mean; fewer figures for 80 columns."""
+def summary_tables(summary: Sequence[Mapping[str, Any]], *, width: int = 160) -> list[Table]:
+    """A row a group of bags, the interval under the mean; for each source as many tables as `width` asks for."""
     cells = {(r["source"], r["group"], r["figure"]): r for r in summary}
-    shown = _shown(SHOWN if wide else NARROW, (r["figure"] for r in summary))
+    shown = _shown(SHOWN, (r["figure"] for r in summary))
+    fit = max(1, (width - BAGS_WIDTH) // FIGURE_WIDTH)
     tables = []
     for source in dict.fromkeys(r["source"] for r in summary):
-        table = Table(title=Text(source, style="bold"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column("bags", overflow="fold", min_width=20)
-        for figure in shown:
-            table.add_column(FIGURES[figure], justify="right")
-        for group in dict.fromkeys(r["group"] for r in summary if r["source"] == source):
-            row = [cells.get((source, group, figure)) for figure in shown]
-            count = max(r["bags"] for r in summary if (r["source"], r["group"]) == (source, group))
-            table.add_row(Text(f"{group} ({count})"), *[Text(_with_interval(r, "mean")) for r in row])
-        tables.append(table)
+        for some in (shown[i : i + fit] for i in range(0, len(shown), fit)):
+            title = Text(source, style="bold") if some[0] == shown[0] else None
+            table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+            table.add_column("bags", overflow="fold", min_width=20)
+            for figure in some:
+                table.add_column(FIGURES[figure], justify="right")
+            for group in dict.fromkeys(r["group"] for r in summary if r["source"] == source):
+                row = [cells.get((source, group, figure)) for figure in some]
+                count = max(r["bags"] for r in summary if (r["source"], r["group"]) == (source, group))
+                table.add_row(Text(f"{group} ({count})"), *[Text(_with_interval(r, "mean")) for r in row])
+            tables.append(table)
     return tables
 
 

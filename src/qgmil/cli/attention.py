@@ -86,7 +86,7 @@ def attention(
     with Counter("bags", sum(len(source.bag_ids) for source in sources)) as count:
         records = measure_all(sources, journal, plan, on_bag=count)
     summary, compared, verdicts = write_measurement(output, by_source(records), seed=seed)
-    for table in summary_tables(summary, wide=console.width >= 110):
+    for table in summary_tables(summary, width=console.width):
         console.print(table)
     console.print(CAPTION + "\n", markup=False)
     for name, text in verdicts.items():

@@ -105,6 +105,7 @@ class GatedSelfAttention(nn.Module):
 
     def compile_project(self, mode: str, **options: Any) -> None:
         """Compile the projections and their norms (`compile_rows`)."""
+        self.__dict__.pop("project", None)  # what was compiled before
         self.__dict__["project"] = compile_rows(self.project, mode, **options)
 
     def __getstate__(self) -> dict[str, Any]:

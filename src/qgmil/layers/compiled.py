@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from qgmil.layers.linear import next_size, with_zeros
+from qgmil.layers.linear import next_size
 
 #: The mode of `torch.compile` that records CUDA graphs.
 CUDA_GRAPHS = "reduce-overhead"
@@ -19,10 +19,10 @@ def compile_rows(function: Callable[[Tensor], Any], mode: str, **options: Any) -
     """`torch.compile` of a function from rows ``(T, dim)`` to rows, or to several tensors of T rows.
 
     What is compiled serves any T. CUDA graphs do not: they are recorded anew for every T, which costs more than it
-    saves where bags differ. With them rows of zeros are added, up to one of few numbers (`next_size`).
+    saves where bags differ. With them the last row is repeated, up to one of few numbers (`next_size`).
 
     Args:
-        function: works row by row, so that what it makes of zeros can be dropped.
+        function: works row by row, so that what it makes of the rows that are added can be dropped.
         mode: of `torch.compile`.
         options: others of `torch.compile`.
     """
@@ -35,13 +35,15 @@ def compile_rows(function: Callable[[Tensor], Any], mode: str, **options: Any) -
     compiled: Callable[[Tensor], Any] = torch.compile(rows_of, mode=mode, **options)
 
     def call(x: Tensor) -> Any:
+        if torch.compiler.is_compiling():  # as part of something larger
+            return function(x)
         rows = x.shape[0]
-        if mode == CUDA_GRAPHS:
-            x = with_zeros(x, next_size(rows) - rows, dim=0)
+        extra = next_size(rows) - rows if mode == CUDA_GRAPHS else 0
+        x = torch.cat((x, x[-1:].expand(extra, -1))) if extra else x.view_as(x)
         # Not `dynamic=True`: that makes every number dynamic, eps and p too, which would be read from CPU tensors.
         torch._dynamo.maybe_mark_dynamic(x, 0)
         made = compiled(x)
-        return made if x.shape[0] == rows else tree_map_only(Tensor, lambda y: y[:rows], made)
+        return tree_map_only(Tensor, lambda y: y[:rows], made) if extra else made
 
     return call
 

@@ -89,15 +89,18 @@ class Aggregator(nn.Module, ABC):
         """
         packed, layout = pack(bags, mask)
         packed = self.prepare(packed)
-        if self.records:  # else each compiled part would take back what those before it have made
-            torch.compiler.cudagraph_mark_step_begin()
         out = self.forward_packed(packed, return_attention)
         if out.attention is not None:
             out.attention = layout.restore(out.attention)
         return out
 
     def prepare(self, bags: PackedBags) -> PackedBags:
-        """Check the width, standardise if the model does, and bring the features to the weights' precision."""
+        """Check the width, standardise if the model does, and bring the features to the weights' precision.
+
+        Whatever computes on bags begins with this, once.
+        """
+        if self.records:  # else each compiled part would take back what those before it have made
+            torch.compiler.cudagraph_mark_step_begin()
         if bags.features.shape[1] != self.in_dim:
             raise BagError(
                 f"bag {bags.bag_ids[0]!r} has {bags.features.shape[1]} features an instance but this model was made "
@@ -134,7 +137,8 @@ class Aggregator(nn.Module, ABC):
 
         Args:
             mode: of `torch.compile`; "reduce-overhead" records CUDA graphs, for small bags: one for each of few numbers
-                of rows (`qgmil.layers.compiled`).
+                of rows (`qgmil.layers.compiled`). A forward pass then ends what the one before has made for its
+                backward pass: call backward before the next.
             options: others of `torch.compile`, such as ``backend``.
 
         Raises:

@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from qgmil.bags.dataset import BagDataset
 from qgmil.errors import BagError, ConfigError
+from qgmil.layers.compiled import CUDA_GRAPHS
 from qgmil.models.base import Aggregator, ClosedForm
 from qgmil.models.registry import create_model
 from qgmil.planning.guard import check_memory, explained_memory_errors
@@ -139,9 +140,14 @@ def prepare_model(model: Aggregator, config: TrainConfig) -> Aggregator:
     """Set how the model computes, which is no part of what it is.
 
     Raises:
-        ConfigError: compilation of a model that has nothing to compile.
+        ConfigError: compilation of a model that has nothing to compile, or with CUDA graphs where there is no CUDA.
     """
     model.checkpointing = config.checkpointing
+    if config.compile == CUDA_GRAPHS and choose_device(config.device) != "cuda":
+        raise ConfigError(
+            f"--compile {CUDA_GRAPHS} records CUDA graphs, and this trains on {choose_device(config.device)}: "
+            "use --compile default, or leave it out (on CPUs it gains nothing)"
+        )
     if config.compile != "no":
         model.compile_parts(config.compile)
     return model
@@ -181,8 +187,8 @@ def run_training(
     settings: Any = torch.utils.deterministic
     filling = settings.fill_uninitialized_memory
     settings.fill_uninitialized_memory = False  # comes with that, and is a kernel for every new tensor
-    trainer = _trainer(recorder, val is not None, device, config, module.share.world)
     try:
+        trainer = _trainer(recorder, val is not None, device, config, module.share.world)
         with quiet_lightning(), explained_memory_errors(lambda: module.batch, training=True):
             trainer.fit(module, batches, val_batches, ckpt_path=None if checkpoint is None else str(checkpoint))
     except (SystemExit, KeyboardInterrupt):  # Lightning turns the first Ctrl-C into an orderly exit

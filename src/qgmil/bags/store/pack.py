@@ -110,6 +110,7 @@ def _write(
     found: Counter[str] = Counter()
     writer = None
     try:
+        carry_settings((file for item in bags.items if isinstance(item, BagRecord) for file in item.files), folder)
         for i, item in enumerate(bags.items):
             if isinstance(item, BagRecord):
                 behind = (file for cell in item.files for file in bag_files(cell))
@@ -138,7 +139,6 @@ def _write(
             "features_were": dict(found),
             "largest_rounding_error": {"error": rounding.error, "value": rounding.value, "bag_id": rounding.bag_id},
         }
-        carry_settings((file for item in bags.items if isinstance(item, BagRecord) for file in item.files), folder)
         header = writer.finish(list(files.values()), packed)
     except OSError as error:
         done = 0 if writer is None else len(writer.features.sizes)
