@@ -7,36 +7,9 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from qgmil.errors import ReadError
-
-#: What `qgmil extract` notes in its folders: how the features were made of images.
-EXTRACTED = "extract.json"
-MAX_SETTINGS = 2**20  # bytes; a real one has a thousand
-
-
-def carry_settings(files: Iterable[Path], folder: Path) -> None:
-    """Keep with what was made of feature files how these were made, where their one folder says so: for new images.
-
-    Links are not followed: a folder from elsewhere could name any file.
-
-    Raises:
-        ReadError: it says so and cannot be read.
-    """
-    folders = {file.parent for file in files}
-    said = folders.pop() / EXTRACTED if len(folders) == 1 else None
-    if said is None or said.is_symlink() or not said.is_file():
-        return
-    try:
-        if said.stat().st_size > MAX_SETTINGS:
-            raise ReadError(f"{said}: has {said.stat().st_size:,} bytes, it is not from qgmil extract; move it away")
-        text = said.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        raise ReadError(f"{said}: cannot be read ({error}); make it readable, or move it away") from None
-    write_text(folder / EXTRACTED, text)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,6 @@ SHOWN = (
     "seed_attention_tv",
     "instance_auroc",
 )
-#: The same for terminals of 80 columns.
 COMPARED = ("top_10pct", "entropy", "deletion_advantage", "insertion_advantage", "attention_tv_50", "instance_auroc")
 #: Columns of a terminal that the names of bags take, and a figure with its interval.
 BAGS_WIDTH, FIGURE_WIDTH = 24, 18

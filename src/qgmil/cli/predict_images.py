@@ -63,12 +63,12 @@ def encode(
         ConfigError: nobody says how the run's features were made, or options say something else.
         QGMILError: nothing could be encoded.
     """
+    from qgmil.bags.made import EXTRACTED
     from qgmil.bags.manifest import BagRecord, Manifest
     from qgmil.encoders.ledger import FAILED
     from qgmil.encoders.load import load_encoder
     from qgmil.encoders.settings import read_settings
     from qgmil.encoders.work import find_cells, find_slides
-    from qgmil.files import EXTRACTED
 
     check_kind(tiling, cells)
     made = read_settings(folder / EXTRACTED) if (folder / EXTRACTED).is_file() else None

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qgmil.bags.made import EXTRACTED
 from qgmil.encoders.base import Encoder
 from qgmil.encoders.pictures import Shaping
 from qgmil.errors import ConfigError, ReadError, RunError
-from qgmil.files import EXTRACTED, write_json
+from qgmil.files import write_json
 from qgmil.images.tiling import Grid
 
 

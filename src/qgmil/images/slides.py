@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from qgmil.bags.made import EXTRACTED
 from qgmil.bags.readers.base import guarded
 from qgmil.errors import BagError, ConfigError, ReadError
-from qgmil.files import EXTRACTED
 
 #: Pixels of a plain image (or of a slide without smaller levels) that are read at once: 12,000 x 12,000.
 MAX_PIXELS = 144_000_000

@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from qgmil.bags.dataset import BagDataset, open_bags
+from qgmil.bags.made import carry_settings
 from qgmil.bags.manifest import BagRecord
 from qgmil.bags.readers import listing
 from qgmil.bags.split_files import MatchedSplits, from_files
@@ -16,7 +17,7 @@ from qgmil.bags.splits import Split, from_column, holdout, kfold
 from qgmil.errors import ConfigError, MetricError, RunError
 from qgmil.evaluation.bootstrap import Interval, bootstrap_interval
 from qgmil.evaluation.summary import FoldPredictions, pool, pool_folds, summarise
-from qgmil.files import carry_settings, read_csv, write_csv, write_json
+from qgmil.files import read_csv, write_csv, write_json
 from qgmil.models.base import ClosedForm
 from qgmil.training.cell import Cell, run_cell, split_rows
 from qgmil.training.config import TrainConfig
@@ -91,7 +92,7 @@ def train_run(manifest: str | Path, output: str | Path, config: TrainConfig, pro
     config = config.model_copy(update={"split_file": tuple(p.resolve() for p in config.split_file)})
     bags, cells = _plan(manifest, output, config)
     create_run(output, config, manifest)
-    carry_settings((file for item in bags.items if isinstance(item, BagRecord) for file in item.files), output)
+    carry_settings(bags.items, output)
     if bags.skipped:
         write_csv(output / SKIPPED, [{"bag_id": bag, "reason": reason} for bag, reason in bags.skipped])
     for cell in cells:

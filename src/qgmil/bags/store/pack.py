@@ -17,13 +17,13 @@ import torch
 
 from qgmil.bags import hints
 from qgmil.bags.dataset import BagDataset, Skipped, open_bags
+from qgmil.bags.made import carry_settings
 from qgmil.bags.manifest import BagRecord
 from qgmil.bags.readers import bag_files
 from qgmil.bags.source import PathLikes
 from qgmil.bags.store.layout import DTYPES, FEATURES, Header, dtype_name, is_store
 from qgmil.bags.store.writing import FeatureFile, Rounding, StoreWriter, sync_folder
 from qgmil.errors import ConfigError, RunError
-from qgmil.files import carry_settings
 
 try:
     import fcntl
@@ -110,7 +110,7 @@ def _write(
     found: Counter[str] = Counter()
     writer = None
     try:
-        carry_settings((file for item in bags.items if isinstance(item, BagRecord) for file in item.files), folder)
+        carry_settings(bags.items, folder)
         for i, item in enumerate(bags.items):
             if isinstance(item, BagRecord):
                 behind = (file for cell in item.files for file in bag_files(cell))
